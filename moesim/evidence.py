@@ -1,0 +1,84 @@
+"""Where a duration comes from and how far it may be off.
+
+An :class:`Estimate` is a time together with its grade and the standard deviation of its relative
+error. Errors of one operation family are systematic, so a Monte-Carlo sample draws one standard
+normal per family and pushes it through the whole simulation: ``seconds * exp(sigma * z[family])``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Grade: TypeAlias = Literal["measured", "interpolated", "fitted", "roofline", "assumed"]
+GRADES: tuple[Grade, ...] = ("measured", "interpolated", "fitted", "roofline", "assumed")
+"""From the strongest to the weakest."""
+
+Seconds: TypeAlias = float | NDArray[np.float64]
+
+BAND_QUANTILES = (0.10, 0.90)
+"""The reported band holds 80 % of the samples."""
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A time and the evidence for it.
+
+    Attributes
+    ----------
+    seconds : float or ndarray, ``(...)``
+        Median estimate, usually one value a rank. [s]
+    family : str
+        Operations whose errors move together (``gemm``, ``moe``, ``attention``, ``all_to_all``...).
+    grade : str
+        One of :data:`GRADES`.
+    sigma : float
+        Standard deviation of the natural logarithm of true over estimated. [-]
+    """
+
+    seconds: Seconds
+    family: str
+    grade: Grade
+    sigma: float
+
+    def scaled(self, factor: Seconds) -> Estimate:
+        """The same evidence for ``factor`` times the duration."""
+        return replace(self, seconds=self.seconds * factor)
+
+
+def weakest(grades: Iterable[Grade]) -> Grade:
+    """Lowest grade among several: what a sum of them may claim."""
+    return max(grades, key=GRADES.index)
+
+
+def draw_errors(families: Iterable[str], num_samples: int, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Standard-normal error of each family in each sample, ``{family: (num_samples,)}``.
+
+    A family's draws depend on its name and the seed only, so that adding a family does not shift
+    the others.
+    """
+    return {
+        name: rng_for(seed, f"evidence/{name}").standard_normal(num_samples) for name in sorted(set(families))
+    }
+
+
+def rng_for(seed: int, name: str) -> np.random.Generator:
+    """Random generator of one named consumer: the same seed and name give the same stream anywhere."""
+    words = np.frombuffer(name.encode().ljust(-(-len(name.encode()) // 4) * 4, b"\0"), dtype="<u4")
+    return np.random.default_rng(np.random.SeedSequence([seed, *words.tolist()]))
+
+
+def band(samples: NDArray[np.float64]) -> tuple[float, float]:
+    """Low and high end of the reported band of ``samples`` (linear interpolation)."""
+    low, high = np.quantile(samples, BAND_QUANTILES)
+    return float(low), float(high)
+
+
+def shares_by_grade(seconds_by_grade: Mapping[Grade, float]) -> dict[Grade, float]:
+    """Fractions of the total time by grade, strongest first, absent grades left out."""
+    total = sum(seconds_by_grade.values())
+    return {g: seconds_by_grade[g] / total for g in GRADES if total > 0 and seconds_by_grade.get(g, 0.0) > 0}

@@ -1,0 +1,70 @@
+"""Data folders and the one search order for named files.
+
+A name is looked up in: a path as given, each folder of ``$MOESIM_PATH``, the current folder, the
+data shipped with the package.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from moesim.errors import InputError, Problem, did_you_mean
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SUFFIXES = (".yaml", ".yml", ".json", ".safetensors")
+
+
+def data_folders(room: str) -> list[Path]:
+    """Existing folders that may hold ``room`` (``'hardware_profiles'``, ``'scenarios'``...), in search order."""
+    extra = [Path(p) for p in os.environ.get("MOESIM_PATH", "").split(os.pathsep) if p]
+    shipped = PACKAGE / "_data" if (PACKAGE / "_data").is_dir() else PACKAGE.parent
+    candidates = [*(p / room for p in extra), *extra, Path.cwd() / room, shipped / room]
+    unique = dict.fromkeys(p for p in candidates if p.is_dir())
+    return list(unique)
+
+
+def find(
+    name: str, room: str, *, field: str = "", suffixes: Sequence[str] = SUFFIXES, where: str = ""
+) -> Path:
+    """Path of the file called ``name``.
+
+    Parameters
+    ----------
+    name : str
+        A path to an existing file, or a name without suffix looked up in ``room`` and its sub-folders.
+    room : str
+        Data folder.
+    field, where : str
+        What the error points at.
+
+    Raises
+    ------
+    InputError
+        Nothing found: lists the folders searched and the nearest name.
+    """
+    given = Path(name)
+    if given.is_file():
+        return given
+    if given.suffix in suffixes or len(given.parts) > 1:
+        for parent in (PACKAGE.parent, PACKAGE / "_data"):
+            if (parent / given).is_file():
+                return parent / given
+    for folder in data_folders(room):
+        for path in _files(folder, suffixes):
+            if path.stem == name:
+                return path
+    known = listed(room, suffixes=suffixes)
+    searched = ", ".join(str(p) for p in data_folders(room)) or f"no folder {room!r}"
+    message = f"no file {name!r}{did_you_mean(name, known)}; searched: {searched}; known: {', '.join(known) or 'none'}"
+    raise InputError([Problem(field, message, where)])
+
+
+def listed(room: str, *, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
+    """Names available in ``room``, sorted."""
+    return sorted({path.stem for folder in data_folders(room) for path in _files(folder, suffixes)})
+
+
+def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix in suffixes and p.is_file())
