@@ -75,3 +75,16 @@ def fmt_quantity(value: float, unit: str) -> str:
     """Value of a metric as people read it, by its unit name (``'s'``, ``'bytes'``, ``'tokens_per_s'``...)."""
     show = _SHOWN.get(unit)
     return show(value) if show else f"{value:.4g} {unit}".rstrip()
+
+
+_SUFFIXES = ("tokens_per_s", "flops_per_s", "bytes_per_s", "bytes", "flops", "tokens", "fraction", "ratio")
+_SHORT_SUFFIXES = ("s", "w", "j", "hz", "usd", "mm2")
+
+
+def unit_of(name: str) -> str:
+    """Unit that a name carries: ``'bytes_per_s'`` for ``'link_bandwidth_bytes_per_s'``, empty if none."""
+    words = f"_{name}"
+    for unit in (*_SUFFIXES, *_SHORT_SUFFIXES):
+        if words.endswith(f"_{unit}"):
+            return unit
+    return "count" if name.startswith("num_") else ""
