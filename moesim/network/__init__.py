@@ -1,0 +1,1 @@
+"""Seconds of bytes: collectives, all-to-all from actual destinations, link loads."""

@@ -1,0 +1,1 @@
+"""The one assembly room: scenario file to objects to run to result."""

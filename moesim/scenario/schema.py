@@ -1,0 +1,160 @@
+"""The scenario file: one tree whose dotted paths serve the file, ``--set``, errors and sweeps."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from moesim.hardware.schema import Cluster
+
+
+class Strict(BaseModel):
+    """Base of every section: frozen, unknown fields are errors, numbers are finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Dtypes(Strict):
+    """Storage types; operations compute in the narrowest type the device has for both operands."""
+
+    weights: str = Field("bf16", description="attention, dense, shared-expert, embedding and head weights")
+    experts: str = Field("bf16", description="routed expert weights")
+    activations: str = Field("bf16", description="activations and combine payload")
+    dispatch: str = Field("bf16", description="payload of a dispatched token")
+    kv: str = Field("bf16", description="KV cache")
+
+
+class PlanSection(Strict):
+    """Who works on what.
+
+    ``num_devices = pp * tp * attention_dp`` and, per stage, ``tp * attention_dp = moe_tp * ep``.
+    """
+
+    tp: int = Field(1, ge=1, description="tensor-parallel ranks of attention and dense layers")
+    pp: int = Field(1, ge=1, description="pipeline stages")
+    attention_dp: int = Field(1, ge=1, description="attention data-parallel groups per stage")
+    ep: int | None = Field(
+        None, ge=1, description="expert-parallel ranks per stage; default: all of the stage"
+    )
+    moe_tp: int | None = Field(
+        None, ge=1, description="tensor-parallel ranks inside an expert; default: what is left"
+    )
+    num_devices: int | None = Field(None, ge=1, description="checked against the product when given")
+
+
+class PlacementSection(Strict):
+    """Where each expert lives: a registered method with its parameters, or a file."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    method: str = Field("linear", description="registered placement method; other fields are its parameters")
+    redundant_experts: int = Field(0, ge=0, description="replica slots per layer, over all ranks")
+    file: str | None = Field(
+        None, description="placement written by `moesim place --out`; replaces the method"
+    )
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the method."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class RoutingSection(Strict):
+    """Which expert each token goes to: a recorded trace, or a registered generator with its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    trace: str | None = Field(None, description="routing trace (.safetensors); replayed")
+    repeat_layers: bool = Field(
+        False, description="let a trace of fewer layers stand for a deeper model of equal experts"
+    )
+    generator: str | None = Field(None, description="registered generator; other fields are its parameters")
+    num_batches: int = Field(
+        8, ge=1, le=256, description="routed batches sampled; the spread over them is the scatter"
+    )
+    fit_fraction: float = Field(0.5, gt=0, lt=1, description="share of the traffic the placement may look at")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the generator."""
+        return dict(self.__pydantic_extra__ or {})
+
+    @model_validator(mode="after")
+    def _one_source(self) -> RoutingSection:
+        if (self.trace is None) == (self.generator is None):
+            raise ValueError("give either trace or generator")
+        if self.trace is not None and self.params:
+            message = f"unknown fields beside a trace: {', '.join(sorted(self.params))}"
+            raise ValueError(message)
+        return self
+
+
+class BatchSection(Strict):
+    """What one step works on, per attention-DP group."""
+
+    tokens_per_rank: int = Field(
+        ge=1, description="new tokens per attention-DP group and microbatch; in decode one a sequence"
+    )
+    context_tokens: int = Field(0, ge=0, description="tokens already in the KV cache of each sequence")
+    sequences_per_rank: int | None = Field(
+        None, ge=1, description="prefill only: sequences the new tokens belong to; default 1"
+    )
+
+
+class NetworkSection(Strict):
+    """How tokens travel."""
+
+    deduplicate: Literal["expert", "rank", "node"] = Field(
+        "rank",
+        description="what a token is sent once per: chosen expert, destination rank, or node (DeepEP)",
+    )
+
+
+class OverlapSection(Strict):
+    """Overlap policy and its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    policy: str = Field("none", description="registered overlap policy")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the policy."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class MemorySection(Strict):
+    """What of the device memory is not the model's."""
+
+    reserved_fraction: float = Field(
+        0.08, ge=0, lt=1, description="assumed: driver context, workspaces, graphs and fragmentation"
+    )
+
+
+class BandsSection(Strict):
+    """Monte-Carlo samples behind the reported bands."""
+
+    samples: int = Field(64, ge=2, le=4096)
+
+
+class Scenario(Strict):
+    """A whole question with everything it depends on, resolved."""
+
+    schema_version: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$")]
+    description: str = ""
+    question: Literal["decode_step", "prefill_step"]
+    model: dict[str, Any] = Field(description="bundled name, path to a config.json, or its fields")
+    dtypes: Dtypes = Dtypes()
+    cluster: Cluster = Field(description="profile name or its fields")
+    plan: PlanSection = PlanSection()
+    placement: PlacementSection = PlacementSection()
+    routing: RoutingSection | None = Field(None, description="needed for a model with experts")
+    batch: BatchSection
+    network: NetworkSection = NetworkSection()
+    overlap: OverlapSection = OverlapSection()
+    memory: MemorySection = MemorySection()
+    interpreter: Literal["vector", "events"] = "vector"
+    bands: BandsSection = BandsSection()
+    seed: int = Field(0, ge=0)

@@ -1,0 +1,31 @@
+"""Overlap policies: how the segments of concurrent batches are ordered on the streams."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.engine.program import Instruction
+from moesim.registry import Registry
+from moesim.steps.segment import Segment
+
+
+class Overlap(Protocol):
+    """A rewrite of one stage's segments into instructions.
+
+    ``num_batches`` says into how many equal batches the policy wants the stage's tokens split.
+    """
+
+    num_batches: ClassVar[int]
+
+    def weave(
+        self, batches: Sequence[Sequence[Segment]], ranks: NDArray[np.bool_] | None
+    ) -> list[Instruction]:
+        """Instructions of ``num_batches`` equally long lists of segments on ``ranks`` (None: all)."""
+        ...
+
+
+overlap_policies: Registry[Overlap] = Registry("overlap", "moesim.steps.overlap")
