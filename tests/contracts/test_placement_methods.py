@@ -1,0 +1,74 @@
+"""Every placement method keeps the promises of the kind."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from moesim.evidence import rng_for
+from moesim.placement import Placement, Problem, best_bound, evaluate, placement_methods
+
+CASES = {
+    "plain": {"layers": 3, "experts": 16, "num_ranks": 4, "slots_per_rank": 4},
+    "replicas": {"layers": 2, "experts": 12, "num_ranks": 4, "slots_per_rank": 4},
+    "uneven": {"layers": 2, "experts": 10, "num_ranks": 4, "slots_per_rank": 3},
+    "one_rank": {"layers": 2, "experts": 5, "num_ranks": 1, "slots_per_rank": 5},
+    "one_expert": {"layers": 1, "experts": 1, "num_ranks": 3, "slots_per_rank": 1},
+    "one_each": {"layers": 2, "experts": 6, "num_ranks": 6, "slots_per_rank": 1},
+    "grouped": {
+        "layers": 2,
+        "experts": 16,
+        "num_ranks": 4,
+        "slots_per_rank": 5,
+        "ranks_per_node": 2,
+        "num_groups": 4,
+    },
+    "silent": {"layers": 2, "experts": 8, "num_ranks": 2, "slots_per_rank": 5, "scale": 0.0},
+}
+
+
+def problem_of(layers, experts, scale=1.0, **shape):
+    rng = np.random.default_rng(layers * 100 + experts)
+    loads = np.floor(scale * 500 * np.exp(rng.normal(size=(layers, experts))))
+    return Problem(loads, **shape)
+
+
+@pytest.fixture(params=sorted(CASES))
+def problem(request):
+    return problem_of(**CASES[request.param])
+
+
+@pytest.fixture(params=placement_methods.names())
+def method(request):
+    return placement_methods.build(request.param)
+
+
+def test_the_expected_methods_are_registered():
+    assert {"linear", "round_robin", "random", "greedy", "eplb"} <= set(placement_methods.names())
+
+
+def test_placement_has_the_asked_shape(method, problem):
+    placed = method.solve(problem, rng_for(0, "placement")).placement
+    assert isinstance(placed, Placement)
+    assert placed.physical_to_logical.shape == (problem.num_layers, problem.num_slots)
+    assert (placed.num_experts, placed.num_ranks) == (problem.num_experts, problem.num_ranks)
+    served = evaluate(problem.loads, placed).rank_loads
+    np.testing.assert_allclose(served.sum(axis=1), problem.loads.sum(axis=1), rtol=1e-7)
+
+
+def test_same_seed_same_placement(method, problem):
+    first, second = (method.solve(problem, rng_for(7, "placement")) for _ in range(2))
+    assert first.placement == second.placement
+    assert first.notes == second.notes
+
+
+def test_no_placement_beats_a_bound(method, problem):
+    solution = method.solve(problem, rng_for(0, "placement"))
+    largest = evaluate(problem.loads, solution.placement).largest
+    assert (largest >= best_bound(problem, solution.lower_bound) * (1 - 1e-9)).all()
+
+
+def test_method_describes_itself(method):
+    assert dataclasses.is_dataclass(method)
+    assert type(method).__doc__
+    assert type(method).__dataclass_params__.frozen
