@@ -31,14 +31,14 @@ BOUNDS: dict[str, tuple[float, float]] = {
 FLOPS_PER_BYTE = (0.05, 5e3)
 """Believable ratio of a device's largest peak to its main memory's bandwidth."""
 
-PEAK_STEPS: tuple[tuple[str, str, float], ...] = (
-    ("fp16", "tf32", 2.05),
-    ("fp8", "bf16", 2.05),
-    ("int8", "bf16", 4.1),
-    ("mxfp4", "fp8", 3.4),
-    ("nvfp4", "fp8", 3.4),
+PEAK_STEPS: tuple[tuple[str, tuple[str, ...], float], ...] = (
+    ("fp16", ("tf32",), 2.05),
+    ("fp8", ("bf16", "fp16"), 2.05),
+    ("int8", ("bf16", "fp16"), 4.1),
+    ("mxfp4", ("fp8", "int8"), 3.4),
+    ("nvfp4", ("fp8", "int8"), 3.4),
 )
-"""A narrower datatype is at most this much faster than a wider one; more smells of a sparse figure."""
+"""A narrower datatype is at most this much faster than the fastest wider one; else: a sparse figure?"""
 
 UNSOURCED = {"schema_version"}
 
@@ -91,10 +91,11 @@ def unlikely_peaks(device: Device) -> list[str]:
     """What looks wrong in the ratios between a device's numbers: sparse figures, slipped prefixes."""
     peaks = device.peak_flops_per_s
     notes = []
-    for narrow, wide, limit in PEAK_STEPS:
-        if narrow in peaks and wide in peaks and peaks[narrow] > limit * peaks[wide]:
-            ratio = peaks[narrow] / peaks[wide]
-            notes.append(f"peak_flops_per_s.{narrow} is {ratio:.3g} times {wide}: a sparse figure?")
+    for narrow, wider, limit in PEAK_STEPS:
+        widest = max((peaks[dtype] for dtype in wider if dtype in peaks), default=0.0)
+        if narrow in peaks and widest and peaks[narrow] > limit * widest:
+            ratio = peaks[narrow] / widest
+            notes.append(f"peak_flops_per_s.{narrow} is {ratio:.3g} times {' or '.join(wider)}: sparse?")
     intensity = max(peaks.values()) / device.main_memory.bandwidth_bytes_per_s
     low, high = FLOPS_PER_BYTE
     if not low <= intensity <= high:

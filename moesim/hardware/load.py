@@ -11,7 +11,9 @@ one node.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
@@ -149,7 +151,7 @@ class _Resolver:
             return Tree({}), "device"
         try:
             file = find(name, ROOM, field=path, suffixes=SUFFIXES, where=where)
-            tree = read_tree(file)
+            tree = copy.deepcopy(_read(file, file.stat().st_mtime_ns))
         except InputError as error:
             self.problems += error.problems
             self.is_broken = True
@@ -220,6 +222,12 @@ class _Resolver:
     def _fail(self, path: str, message: str, where: str) -> None:
         self.problems.append(Problem(path, message, where))
         self.is_broken = True
+
+
+@lru_cache(maxsize=512)
+def _read(file: Path, mtime_ns: int) -> Tree:
+    """Content of a profile file, parsed once while the file stays as it is."""
+    return read_tree(file)
 
 
 def _kind_of(data: dict[str, Any]) -> Kind:
