@@ -1,0 +1,157 @@
+"""Reading a published ``config.json``: one name for what publishers call by many.
+
+A wrong or missing value is noted and replaced by a harmless one, so that one pass finds every
+problem; :meth:`ConfigFields.check` raises them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from moesim.errors import InputError, Problem
+from moesim.files import Tree
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "num_layers": ("num_hidden_layers", "n_layers", "num_layers"),
+    "hidden_size": ("hidden_size", "d_model"),
+    "vocab_size": ("vocab_size",),
+    "num_heads": ("num_attention_heads", "n_heads", "num_heads"),
+    "num_kv_heads": ("num_key_value_heads", "kv_n_heads"),
+    "head_dim": ("head_dim", "d_kv"),
+    "width": ("intermediate_size", "ffn_hidden_size", "d_ff"),
+    "dense_width": ("intermediate_size_mlp", "dense_intermediate_size"),
+    "num_experts": ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"),
+    "top_k": (
+        "num_experts_per_tok",
+        "top_k_experts",
+        "experts_per_token",
+        "num_experts_per_token",
+        "moe_top_k",
+    ),
+    "expert_width": ("moe_intermediate_size", "expert_intermediate_size"),
+    "num_shared_experts": ("n_shared_experts", "num_shared_experts"),
+    "shared_width": (
+        "moe_shared_expert_intermediate_size",
+        "shared_expert_intermediate_size",
+        "share_expert_dim",
+    ),
+    "num_groups": ("n_group", "num_expert_group"),
+    "top_k_groups": ("topk_group",),
+    "num_mtp_layers": ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules"),
+    "window": ("sliding_window", "sliding_window_size"),
+}
+"""Our name to the keys seen in published files, the most specific first."""
+
+COUNT_MAX = 10**9
+LAYERS_MAX = 10_000
+
+
+class ConfigFields:
+    """Values of one configuration under our names.
+
+    Parameters
+    ----------
+    tree : Tree
+        File; a nested ``text_config`` is read instead of the top level where there is one, and
+        ``attn_config`` and ``ffn_config`` (DBRX) are laid flat.
+    """
+
+    def __init__(self, tree: Tree) -> None:
+        if not isinstance(tree.data, dict):
+            raise InputError([Problem("", "a model configuration is a mapping of fields", tree.source)])
+        self.tree = tree
+        inner = tree.data.get("text_config")
+        self.prefix: tuple[str, ...] = ("text_config",) if isinstance(inner, dict) else ()
+        self.data: dict[str, Any] = dict(inner) if isinstance(inner, dict) else dict(tree.data)
+        for part in ("attn_config", "ffn_config"):
+            nested = self.data.get(part)
+            if isinstance(nested, dict):
+                self.data.update({k: v for k, v in nested.items() if k not in self.data})
+        self.problems: list[Problem] = []
+        self.missing: list[str] = []
+
+    @property
+    def model_type(self) -> str:
+        """``model_type`` of the language model, or of the whole file where it has none of its own."""
+        return str(self.data.get("model_type") or self.tree.data.get("model_type") or "")
+
+    def raw(self, key: str, default: Any = None) -> Any:
+        """Value under its published key; null counts as absent."""
+        value = self.data.get(key)
+        return default if value is None else value
+
+    def key_of(self, name: str) -> str | None:
+        """Published key that holds our ``name``, if any."""
+        return next((k for k in ALIASES.get(name, (name,)) if self.data.get(k) is not None), None)
+
+    def has(self, name: str) -> bool:
+        """Whether a value is present and not null."""
+        return self.key_of(name) is not None
+
+    def count(self, name: str, default: int | None = None, *, least: int = 1) -> int:
+        """Whole number called ``name``; required unless there is a default."""
+        key = self.key_of(name)
+        if key is None:
+            if default is not None:
+                return default
+            spellings = " or ".join(ALIASES.get(name, (name,)))
+            self.missing.append(spellings)
+            self.problems.append(Problem(self._path(spellings), "missing (required)", self.tree.source))
+            return 1
+        value = self.data[key]
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= COUNT_MAX:
+            self.note(key, value, f"a whole number from {least} to {COUNT_MAX}")
+            return max(least, 1)
+        return value
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """Truth value under its published key."""
+        value = self.raw(key, default)
+        if not isinstance(value, bool):
+            self.note(key, value, "true or false")
+            return default
+        return value
+
+    def per_layer(self, key: str, num_layers: int) -> list[Any] | None:
+        """List with one entry a layer, or None when absent or not a list."""
+        value = self.raw(key)
+        if not isinstance(value, list):
+            return None
+        if len(value) < num_layers:
+            self.note(key, f"{len(value)} entries", f"one for each of {num_layers} layers")
+            return None
+        return value
+
+    def note(self, key: str, got: object, accepted: str) -> None:
+        """Remember a problem with one value."""
+        where = self.tree.where((*self.prefix, key))
+        self.problems.append(Problem(self._path(key), f"got {got!r}; accepted: {accepted}", where))
+
+    def require(self, good: bool, key: str, got: object, accepted: str) -> None:
+        """Note a problem unless ``good``."""
+        if not good:
+            self.note(key, got, accepted)
+
+    def check(self) -> None:
+        """Raise everything noted.
+
+        Raises
+        ------
+        InputError
+            If anything was missing or wrong.
+        """
+        if self.problems:
+            raise InputError(self.problems, source=self.tree.source)
+
+    def unknown_structure(self, known: Iterable[str], signs: Iterable[str]) -> list[str]:
+        """Keys outside ``known`` whose name contains one of ``signs``: they may change the structure."""
+        names = set(known)
+        return sorted(
+            k
+            for k, v in self.data.items()
+            if k not in names and v not in (None, False, 0, [], {}) and any(sign in k for sign in signs)
+        )
+
+    def _path(self, key: str) -> str:
+        return ".".join((*self.prefix, key))
