@@ -1,0 +1,265 @@
+"""The event interpreter: a simpy process per rank and stream, shared resources, every span recorded.
+
+The only module that imports simpy. It executes the same programs as :mod:`moesim.engine.vector` and agrees
+with it to the picosecond where nothing is shared; it alone executes programs with first-come-first-served
+resources.
+
+Rules of an instant. Work that needs no grant happens as soon as what it waits for has happened. Resources
+decide last: only when nothing else can happen at an instant does every free resource with a queue grant its
+first request, in order of arrival, ties by lowest rank, then by program order. A holder of no duration
+releases in the same instant; what follows from it settles before the next round of grants.
+
+:class:`Environment`, :class:`Settled` and :class:`Arbiter` are building blocks for other event-driven rooms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Hashable
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from simpy import Environment, Event
+from simpy.events import EventPriority
+
+from moesim.engine.durations import Durations, Picoseconds
+from moesim.engine.links import match_messages
+from moesim.engine.program import Meet, Program, Receive, Resource, Run, Send, Wait, participants
+from moesim.engine.spans import ABSENT, Recorded
+
+__all__ = ["Arbiter", "Environment", "Event", "EventRun", "Settled", "simulate"]
+
+LATE = EventPriority(2)
+"""After the urgent (0) and normal (1) events of simpy."""
+
+
+class Settled(Event):
+    """Fires after every ordinary event of the same instant."""
+
+    def __init__(self, env: Environment) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, priority=LATE)
+
+
+class Arbiter:
+    """First-come-first-served resources of unit capacity, by key; ties go to the lowest rank, then order.
+
+    Requests are granted when an instant has settled, all free resources in one round.
+    """
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._queues: dict[Hashable, list[tuple[int, int, int, Event]]] = {}
+        self._busy: set[Hashable] = set()
+        self._undecided: dict[Hashable, None] = {}
+
+    def request(self, key: Hashable, rank: int, order: int) -> Event:
+        """Event that fires when the resource is granted; ``(rank, order)`` breaks ties and is unique."""
+        granted = Event(self._env)
+        heappush(self._queues.setdefault(key, []), (int(self._env.now), rank, order, granted))
+        self._decide_later(key)
+        return granted
+
+    def release(self, key: Hashable) -> None:
+        """Give the resource back; the next in the queue gets it when this instant has settled."""
+        self._busy.remove(key)
+        self._decide_later(key)
+
+    def _decide_later(self, key: Hashable) -> None:
+        if key in self._busy or not self._queues.get(key):
+            return
+        if not self._undecided:
+            callbacks = Settled(self._env).callbacks
+            callbacks.append(self._grant)
+        self._undecided[key] = None
+
+    def _grant(self, _: Event) -> None:
+        undecided, self._undecided = self._undecided, {}
+        for key in undecided:
+            self._busy.add(key)
+            heappop(self._queues[key])[-1].succeed()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EventRun:
+    """Outcome of a simulation.
+
+    Attributes
+    ----------
+    clocks_ps : ndarray, ``(num_streams, num_ranks)``
+        When each stream is through. [ps]
+    makespan_ps : int
+        Latest of them. [ps]
+    recorded : Recorded
+        Start and end of every instruction; one sample.
+    """
+
+    clocks_ps: Picoseconds
+    makespan_ps: int
+    recorded: Recorded
+
+
+class _Barrier:
+    """One event for all members of a group; the last to arrive fires it."""
+
+    __slots__ = ("met", "missing")
+
+    def __init__(self, env: Environment, size: int) -> None:
+        self.missing = size
+        self.met = Event(env)
+
+
+_RUN, _MEET, _SEND, _HEAR, _MARK, _SHARED = range(6)
+
+
+class _Step(NamedTuple):
+    """A step of one process: code, where to record it, its duration, and what it needs."""
+
+    code: int
+    at: int
+    duration_ps: int
+    extra: Any
+
+
+_Lists: TypeAlias = list[list[list[_Step]]]
+"""Steps of each process: ``[stream][rank]``."""
+
+
+def simulate(program: Program, durations: Durations, *, sample: int = 0) -> EventRun:
+    """Clocks and recorded starts and ends after executing a program event by event.
+
+    Parameters
+    ----------
+    program : Program
+        What to execute; may share resources.
+    durations : Durations
+        One row an instruction.
+    sample : int, default 0
+        Which sample of the durations.
+
+    Raises
+    ------
+    ValueError
+        If the program is not valid or the durations are not its own.
+    """
+    program.check()
+    if len(durations.rows) != len(program.instructions):
+        msg = f"got {len(durations.rows)} rows of durations for {len(program.instructions)} instructions"
+        raise ValueError(msg)
+    env = Environment()
+    arbiter = Arbiter(env)
+    size = len(program.instructions) * program.num_ranks
+    starts, ends = [ABSENT] * size, [ABSENT] * size
+    processes = [
+        env.process(_walk(env, arbiter, rank, steps, (starts, ends)))
+        for of_stream in _steps(env, program, durations, sample)
+        for rank, steps in enumerate(of_stream)
+        if steps
+    ]
+    env.run()
+    if any(process.is_alive for process in processes):
+        raise RuntimeError("a checked program came to a standstill: defect of the event interpreter")
+    shape = (len(program.instructions), 1, program.num_ranks)
+    recorded = Recorded(*(np.array(column, dtype=np.int64).reshape(shape) for column in (starts, ends)))
+    clocks = np.zeros((len(program.streams), program.num_ranks), dtype=np.int64)
+    for instruction, end_ps in zip(program.instructions, recorded.ends_ps[:, 0], strict=True):
+        stream = program.streams.index(instruction.stream)
+        np.maximum(clocks[stream], end_ps, out=clocks[stream])
+    return EventRun(clocks, int(clocks.max()), recorded)
+
+
+def _walk(
+    env: Environment, arbiter: Arbiter, rank: int, steps: list[_Step], record: tuple[list[int], list[int]]
+) -> Generator[Event, Any, None]:
+    """The process of one stream of one rank: its own instructions, one after another."""
+    starts, ends = record
+    timeout = env.timeout
+    for code, at, duration_ps, extra in steps:
+        if code == _MARK:
+            extra.succeed()
+            continue
+        if code == _HEAR:
+            if extra is not None:
+                yield extra
+        elif code == _MEET:
+            extra.missing -= 1
+            if extra.missing:
+                yield extra.met
+            else:
+                extra.met.succeed()
+        elif code == _SHARED:
+            yield arbiter.request(extra, rank, at)
+        starts[at] = env.now  # type: ignore[assignment]  # integers go in, so integers come out
+        if duration_ps:
+            yield timeout(duration_ps)
+        ends[at] = env.now  # type: ignore[assignment]
+        if code == _SEND:
+            extra.succeed()
+        elif code == _SHARED:
+            arbiter.release(extra)
+
+
+def _steps(env: Environment, program: Program, durations: Durations, sample: int) -> _Lists:
+    """Each process's own steps, with the events that connect them."""
+    num_ranks = program.num_ranks
+    lists: _Lists = [[[] for _ in range(num_ranks)] for _ in program.streams]
+    source = match_messages(program).source
+    sent = {task: Event(env) for task in source.values()}
+    for index, instruction in enumerate(program.instructions):
+        own = lists[program.streams.index(instruction.stream)]
+        ranks = np.flatnonzero(participants(instruction, num_ranks)).tolist()
+        lasting = (
+            [0] * num_ranks
+            if isinstance(instruction, Receive | Wait)
+            else _row(durations, index, sample, num_ranks)
+        )
+        base = index * num_ranks
+        match instruction:
+            case Run(resource=None):
+                _append(own, ranks, _RUN, base, lasting, [None] * num_ranks)
+            case Run(resource=Resource() as resource):
+                for rank in ranks:
+                    unit = int(resource.index[rank])
+                    code, key = (_RUN, None) if unit < 0 else (_SHARED, (resource.name, unit))
+                    own[rank].append(_Step(code, base + rank, lasting[rank], key))
+            case Meet(group=group):
+                labels, counts = np.unique(group[group >= 0], return_counts=True)
+                barriers = {
+                    k: _Barrier(env, n) for k, n in zip(labels.tolist(), counts.tolist(), strict=True)
+                }
+                _append(own, ranks, _MEET, base, lasting, [barriers.get(k) for k in group.tolist()])
+            case Send():
+                _append(own, ranks, _SEND, base, lasting, [sent.get((index, r)) for r in range(num_ranks)])
+            case Receive():
+                heard = [sent.get(source.get((index, r), (-1, -1))) for r in range(num_ranks)]
+                _append(own, ranks, _HEAR, base, lasting, heard)
+            case Wait(on=on):
+                awaited = lists[program.streams.index(on)]
+                for rank in ranks:
+                    own[rank].append(_Step(_HEAR, base + rank, 0, _mark(env, awaited[rank])))
+    return lists
+
+
+def _append(
+    own: list[list[_Step]], ranks: list[int], code: int, base: int, lasting: list[int], extras: list[Any]
+) -> None:
+    for rank in ranks:
+        own[rank].append(_Step(code, base + rank, lasting[rank], extras[rank]))
+
+
+def _mark(env: Environment, steps: list[_Step]) -> Event | None:
+    """Event that fires when a process has done all its steps so far; None if there are none."""
+    if not steps:
+        return None
+    if steps[-1].code != _MARK:
+        steps.append(_Step(_MARK, 0, 0, Event(env)))
+    mark: Event = steps[-1].extra
+    return mark
+
+
+def _row(durations: Durations, index: int, sample: int, num_ranks: int) -> list[int]:
+    row = durations.rows[index]
+    values: list[int] = row[sample if len(row) > 1 else 0].tolist()
+    return values if len(values) > 1 else values * num_ranks
