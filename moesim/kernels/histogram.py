@@ -40,11 +40,3 @@ class ExpertLoad:
             touched=(counts > 0).sum(-1).astype(np.float64),
             padded_rows=padded,
         )
-
-    def at(self, index: object) -> ExpertLoad:
-        """The same histogram restricted by a numpy index, for example to one layer."""
-        return ExpertLoad(
-            self.rows[index],  # type: ignore[index]
-            self.touched[index],  # type: ignore[index]
-            {b: rows[index] for b, rows in self.padded_rows.items()},  # type: ignore[index]
-        )

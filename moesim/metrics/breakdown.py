@@ -13,6 +13,7 @@ from moesim.engine.durations import part_ps, to_seconds
 from moesim.engine.program import Program, parts_of
 from moesim.engine.spans import ABSENT, Recorded
 from moesim.evidence import GRADES, Grade, shares_by_grade
+from moesim.units import PS_PER_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ def activity(
         busy, talking = compute_spans(rank), comm_spans(rank)
         compute_s[rank] = to_seconds((busy[1] - busy[0]).sum())
         comm_s[rank] = to_seconds((talking[1] - talking[0]).sum())
-        exposed_s[rank] = comm_s[rank] - to_seconds(_covered(busy, talking))
+        exposed_s[rank] = comm_s[rank] - _covered(busy, talking) / PS_PER_S
     return Activity(compute_s, comm_s, exposed_s, makespan_s - compute_s - exposed_s)
 
 

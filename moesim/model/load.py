@@ -19,7 +19,12 @@ def bundled_names() -> list[str]:
 
 
 def load(name_or_path: str, *, field: str = "model", where: str = "") -> ModelSpec:
-    """Model called ``name_or_path``.
+    """Model called ``name_or_path``; parameters and errors as :func:`read_config`."""
+    return from_hf(*read_config(name_or_path, field=field, where=where))
+
+
+def read_config(name_or_path: str, *, field: str = "model", where: str = "") -> tuple[Tree, str]:
+    """Raw configuration of a model, and the model's name.
 
     Parameters
     ----------
@@ -32,17 +37,17 @@ def load(name_or_path: str, *, field: str = "model", where: str = "") -> ModelSp
     Raises
     ------
     InputError
-        Nothing of that name, or a file that is not understood.
+        Nothing of that name, or a file that is not readable.
     """
     bundled = BUNDLED / f"{name_or_path}.json"
     if Path(name_or_path).name == name_or_path and bundled.is_file():
-        return from_hf(_bundled_tree(bundled), name_or_path)
+        return _bundled_tree(bundled), name_or_path
     path = Path(name_or_path)
     if path.is_dir():
         path /= CONFIG_FILE
     if path.is_file():
         name = path.parent.name if path.name == CONFIG_FILE else path.stem
-        return from_hf(read_tree(path), name or "model")
+        return read_tree(path), name or "model"
     known = bundled_names()
     message = (
         f"no model {name_or_path!r}{did_you_mean(name_or_path, known)}; accepted: a path to a config.json, "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from moesim.errors import InputError, Problem
@@ -87,7 +86,7 @@ def _with_model(tree: Tree) -> tuple[Tree, str]:
         accepted = "a bundled name, a path to a config.json, or {name: ..., field: value}"
         message = f"got {given!r}; accepted: {accepted}"
         raise InputError([Problem("model", message, tree.where(("model",)))])
-    config = read_config(given, field="model", where=tree.where(("model",)), relative_to=_folder(tree))
+    config, name = read_config(given, field="model", where=tree.where(("model",)))
     unknown = [
         Problem(f"model.{key}", unknown_field(key, list(config.data)), tree.where(("model", key)))
         for key in overrides
@@ -98,11 +97,7 @@ def _with_model(tree: Tree) -> tuple[Tree, str]:
     positions = {("model", *k): v for k, v in config.positions.items()}
     positions |= {k: v for k, v in tree.positions.items() if k[:1] != ("model",) or len(k) > 1}
     data = tree.data | {"model": config.data | overrides}
-    return Tree(data, positions, tree.source), given
-
-
-def _folder(tree: Tree) -> Path:
-    return Path(tree.source).parent if tree.source else Path()
+    return Tree(data, positions, tree.source), name
 
 
 def _check_known_model_field(tree: Tree, assignment: str) -> None:

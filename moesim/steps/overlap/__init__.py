@@ -1,4 +1,4 @@
-"""Overlap policies: how the segments of concurrent batches are ordered on the streams."""
+"""Overlap policies: how the blocks of concurrent batches are ordered on the streams."""
 
 from __future__ import annotations
 
@@ -10,21 +10,19 @@ from numpy.typing import NDArray
 
 from moesim.engine.program import Instruction
 from moesim.registry import Registry
-from moesim.steps.segment import Segment
+from moesim.steps.block import Block
 
 
 class Overlap(Protocol):
-    """A rewrite of one stage's segments into instructions.
+    """A rewrite of one stage's blocks into instructions.
 
     ``num_batches`` says into how many equal batches the policy wants the stage's tokens split.
     """
 
     num_batches: ClassVar[int]
 
-    def weave(
-        self, batches: Sequence[Sequence[Segment]], ranks: NDArray[np.bool_] | None
-    ) -> list[Instruction]:
-        """Instructions of ``num_batches`` equally long lists of segments on ``ranks`` (None: all)."""
+    def weave(self, batches: Sequence[Sequence[Block]], ranks: NDArray[np.bool_] | None) -> list[Instruction]:
+        """Instructions of ``num_batches`` equally long lists of blocks on ``ranks`` (None: all)."""
         ...
 
 

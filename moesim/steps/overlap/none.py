@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.engine.program import Instruction
+from moesim.steps.block import Block, await_exchange
 from moesim.steps.overlap import overlap_policies
-from moesim.steps.segment import Segment, await_exchange
 
 
 @overlap_policies.register("none")
@@ -21,14 +21,12 @@ class NoOverlap:
 
     num_batches: ClassVar[int] = 1
 
-    def weave(
-        self, batches: Sequence[Sequence[Segment]], ranks: NDArray[np.bool_] | None
-    ) -> list[Instruction]:
-        """Segments one after the other."""
-        (segments,) = batches
+    def weave(self, batches: Sequence[Sequence[Block]], ranks: NDArray[np.bool_] | None) -> list[Instruction]:
+        """Blocks one after the other."""
+        (blocks,) = batches
         instructions: list[Instruction] = []
-        for segment in segments:
-            instructions += segment.launch_work(ranks)
-            if segment.exchange is not None:
-                instructions += segment.launch_exchange(ranks) + await_exchange(ranks)
+        for block in blocks:
+            instructions += block.launch_work(ranks)
+            if block.exchange is not None:
+                instructions += block.launch_exchange(ranks) + await_exchange(ranks)
         return instructions

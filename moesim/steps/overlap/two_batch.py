@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.engine.program import Instruction
+from moesim.steps.block import Block, await_exchange
 from moesim.steps.overlap import overlap_policies
-from moesim.steps.segment import Segment, await_exchange
 
 
 @overlap_policies.register("two_batch")
@@ -30,16 +30,14 @@ class TwoBatch:
 
     num_batches: ClassVar[int] = 2
 
-    def weave(
-        self, batches: Sequence[Sequence[Segment]], ranks: NDArray[np.bool_] | None
-    ) -> list[Instruction]:
-        """Segments of the two halves in turn."""
+    def weave(self, batches: Sequence[Sequence[Block]], ranks: NDArray[np.bool_] | None) -> list[Instruction]:
+        """Blocks of the two halves in turn."""
         instructions: list[Instruction] = []
         for turn in zip(*batches, strict=True):
-            for segment in turn:
-                instructions += segment.launch_work(ranks)
+            for block in turn:
+                instructions += block.launch_work(ranks)
                 # the other half's exchange must be over before that half computes again, and what
                 # this half issues now must not be waited for: so wait first, then issue
                 instructions += await_exchange(ranks)
-                instructions += segment.launch_exchange(ranks)
+                instructions += block.launch_exchange(ranks)
         return instructions + await_exchange(ranks)

@@ -15,7 +15,7 @@ STREAMS = (COMPUTE, COMM)
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """A collective that follows a segment's work.
+    """A collective that follows a block's work.
 
     Attributes
     ----------
@@ -30,7 +30,7 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Block:
     """Local work on the compute stream, then an optional exchange on the communication stream.
 
     Attributes
@@ -40,7 +40,7 @@ class Segment:
     work : tuple of Part
         Operations in launch order.
     exchange : Exchange or None
-        Starts when the work is done; the next segment of the same batch needs its result.
+        Starts when the work is done; the next block of the same batch needs its result.
     """
 
     layer: int | None

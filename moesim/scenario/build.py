@@ -1,0 +1,259 @@
+"""Resolved scenario to everything a step needs: model, plan, fabric, costs, traffic, placement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError, Problem
+from moesim.evidence import rng_for
+from moesim.files import find
+from moesim.kernels.cost import KernelCost, RooflineCost
+from moesim.model import Dtypes, ModelSpec, from_hf
+from moesim.model.ops import Segment
+from moesim.network.fabric import Fabric
+from moesim.parallel.plan import Plan
+from moesim.parallel.plan import check as check_plan
+from moesim.placement import Placement, Solution, placement_methods
+from moesim.placement import Problem as PlacementProblem
+from moesim.scenario.resolve import Resolved
+from moesim.scenario.schema import Scenario
+from moesim.scenario.traffic import Traffic, load_traffic, sample_tokens
+from moesim.steps.layers import Lane, Stage, StageBuilder
+from moesim.steps.overlap import Overlap, overlap_policies
+from moesim.steps.routing import CopyTable, ExpertRanks, RoutedBatch, route
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What operations and bytes cost: the part of a scenario that a sensitivity replaces."""
+
+    cost: KernelCost
+    fabric: Fabric
+
+
+@dataclass(frozen=True)
+class Built:
+    """A scenario as objects, ready to be turned into programs.
+
+    Attributes
+    ----------
+    resolved : Resolved
+        Where it came from.
+    model, plan, dtypes, overlap
+        What the step builder takes.
+    machine : Machine
+        Costs and link classes.
+    traffic, problem, solution
+        Routed tokens, the placement problem on their fit part and its solution; None for a dense model.
+    """
+
+    resolved: Resolved
+    model: ModelSpec
+    plan: Plan
+    dtypes: Dtypes
+    overlap: Overlap
+    machine: Machine
+    traffic: Traffic | None
+    problem: PlacementProblem | None
+    solution: Solution | None
+
+    @property
+    def scenario(self) -> Scenario:
+        """Validated values."""
+        return self.resolved.scenario
+
+    @property
+    def num_slots(self) -> int:
+        """Physical expert slots of a layer."""
+        return self.solution.placement.num_slots if self.solution else 0
+
+    def stages(self, machine: Machine | None = None) -> list[StageBuilder]:
+        """Builder of every pipeline stage on this machine, or on another one."""
+        machine = machine or self.machine
+        plan = self.plan
+        layers = plan.stage_layers(self.model.num_layers)
+        return [
+            StageBuilder(
+                model=self.model,
+                stage=Stage(
+                    index=index,
+                    ranks=plan.stage_ranks(index),
+                    tp=plan.tp,
+                    ep=plan.ep,
+                    moe_tp=plan.moe_tp,
+                    attention_dp=plan.attention_dp,
+                    layers=own,
+                    is_first=index == 0,
+                    is_last=index == plan.pp - 1,
+                ),
+                dtypes=self.dtypes,
+                dispatch_dtype=self.scenario.dtypes.dispatch,
+                cost=machine.cost,
+                fabric=machine.fabric,
+                num_ranks=plan.num_devices,
+                num_slots=self.num_slots,
+            )
+            for index, own in enumerate(layers)
+        ]
+
+
+def build(resolved: Resolved) -> Built:
+    """Objects of a resolved scenario; every contradiction between its parts is an error here.
+
+    Raises
+    ------
+    InputError
+        The plan, the placement or the trace does not go with the model or the cluster.
+    """
+    scenario = resolved.scenario
+    model = from_hf(resolved.tree.sub("model"), resolved.model_name)
+    section = scenario.plan
+    plan = Plan.of(section.tp, section.pp, section.attention_dp, section.ep, section.moe_tp)
+    redundant = scenario.placement.redundant_experts if model.num_experts else 0
+    check_plan(plan, model, model.num_experts + redundant, scenario.cluster.num_devices)
+    if section.num_devices not in (None, plan.num_devices):
+        accepted = f"{plan.num_devices} (pp * tp * attention_dp)"
+        raise InputError.at("plan.num_devices", section.num_devices, accepted)
+    if (scenario.routing is None) != (model.num_experts == 0):
+        need = "a dense model has no routing" if model.num_experts == 0 else "missing (the model has experts)"
+        raise InputError([Problem("routing", need)], source=resolved.tree.source)
+    dtypes = Dtypes(
+        weights=scenario.dtypes.weights,
+        experts=scenario.dtypes.experts,
+        kv=scenario.dtypes.kv,
+        activations=scenario.dtypes.activations,
+    )
+    overlap = overlap_policies.build(scenario.overlap.policy, scenario.overlap.params, field="overlap")
+    _check_batch(scenario, plan, overlap)
+    traffic = problem = solution = None
+    if scenario.routing is not None:
+        step_tokens = scenario.batch.tokens_per_rank * plan.attention_dp
+        traffic = load_traffic(scenario.routing, model, step_tokens, scenario.seed)
+        problem, solution = _placed(scenario, traffic, plan)
+    cluster = scenario.cluster
+    machine = Machine(RooflineCost(cluster.node.device), Fabric.of(cluster, plan.num_devices))
+    return Built(resolved, model, plan, dtypes, overlap, machine, traffic, problem, solution)
+
+
+def _check_batch(scenario: Scenario, plan: Plan, overlap: Overlap) -> None:
+    tokens = scenario.batch.tokens_per_rank
+    if tokens < overlap.num_batches:
+        accepted = (
+            f"at least {overlap.num_batches}, one token for each batch of overlap {scenario.overlap.policy}"
+        )
+        raise InputError.at("batch.tokens_per_rank", tokens, accepted)
+    sequences = scenario.batch.sequences_per_rank
+    if sequences is not None and (scenario.question == "decode_step" or sequences > tokens):
+        accepted = "absent in decode_step (one token a sequence), else at most tokens_per_rank"
+        raise InputError.at("batch.sequences_per_rank", sequences, accepted)
+
+
+def _placed(scenario: Scenario, traffic: Traffic, plan: Plan) -> tuple[PlacementProblem, Solution]:
+    """Placement problem on the fit traffic, and its solution."""
+    section = scenario.placement
+    problem = PlacementProblem.with_redundancy(
+        traffic.fit.counts(),
+        plan.ep,
+        section.redundant_experts,
+        ranks_per_node=_ep_ranks_per_node(scenario, plan),
+    )
+    if section.file is not None:
+        return problem, Solution(_from_file(section.file, problem))
+    method = placement_methods.build(section.method, section.params, field="placement")
+    return problem, method.solve(problem, rng_for(scenario.seed, "placement"))
+
+
+def _ep_ranks_per_node(scenario: Scenario, plan: Plan) -> int | None:
+    """Expert-parallel ranks that share a scale-up domain; None where that is all of them or uneven."""
+    per_domain = scenario.cluster.devices_per_domain // plan.moe_tp
+    return per_domain if 0 < per_domain < plan.ep and plan.ep % per_domain == 0 else None
+
+
+def _from_file(name: str, problem: PlacementProblem) -> Placement:
+    from moesim.placement.store import read_placement
+
+    placement = read_placement(find(name, "placements", field="placement.file"))
+    wanted = (problem.num_layers, problem.num_experts, problem.num_ranks)
+    got = (placement.num_layers, placement.num_experts, placement.num_ranks)
+    if got != wanted:
+        accepted = f"(layers, experts, ranks) = {wanted}"
+        raise InputError.at("placement.file", got, accepted)
+    return placement
+
+
+def routed_lanes(built: Built, placement: Placement | None, num_batches: int) -> list[list[list[Lane]]]:
+    """Lanes of ``num_batches`` sampled steps: ``[batch][stage][half]``.
+
+    Tokens come from the held-out traffic, so a placement is judged on what it has not seen. The same
+    seed gives the same tokens whatever the placement.
+    """
+    scenario = built.scenario
+    halves = _halves(scenario.batch.tokens_per_rank, built.overlap.num_batches)
+    result = []
+    for batch in range(num_batches):
+        ids = _sampled(built, batch)
+        lanes: list[list[Lane]] = []
+        for stage in built.stages():
+            rows = [built.model.moe_layers.index(layer) for layer in stage.moe_layers]
+            router = _Router(built, placement, stage, rows) if placement and rows else None
+            lanes.append(
+                [
+                    Lane(
+                        _segments(scenario, stop - start), router.route(ids, start, stop) if router else None
+                    )
+                    for start, stop in halves
+                ]
+            )
+        result.append(lanes)
+    return result
+
+
+def _sampled(built: Built, batch: int) -> NDArray[np.int64] | None:
+    if built.traffic is None:
+        return None
+    phase = built.scenario.question.removesuffix("_step")
+    rng = rng_for(built.scenario.seed, f"batch/{batch}")
+    tokens = built.scenario.batch.tokens_per_rank
+    return sample_tokens(built.traffic.held_out, tokens, built.plan.attention_dp, phase, rng)
+
+
+def _halves(tokens: int, parts: int) -> list[tuple[int, int]]:
+    edges = [tokens * part // parts for part in range(parts + 1)]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+def _segments(scenario: Scenario, tokens: int) -> tuple[Segment, ...]:
+    batch = scenario.batch
+    if scenario.question == "decode_step":
+        return (Segment.decode(tokens, batch.context_tokens),)
+    # a part of the step holds its share of the sequences
+    sequences = (batch.sequences_per_rank or 1) * tokens / batch.tokens_per_rank
+    sequences = max(sequences, 1.0)
+    return (Segment.prefill(sequences, tokens / sequences, batch.context_tokens),)
+
+
+class _Router:
+    """Routes slices of each attention group's tokens on one stage."""
+
+    def __init__(self, built: Built, placement: Placement, stage: StageBuilder, rows: Sequence[int]) -> None:
+        self.built, self.rows = built, list(rows)
+        ranks = stage.stage.ranks
+        split = None if placement.split is None else placement.split[self.rows]
+        self.table = CopyTable.of(placement.physical_to_logical[self.rows], placement.num_experts, split)
+        domain = np.asarray(built.machine.fabric.domain[ranks])
+        self.ranks = ExpertRanks(built.plan.ep_rank(), domain, placement.num_slots)
+
+    def route(self, ids: NDArray[np.int64] | None, start: int, stop: int) -> RoutedBatch:
+        """Routed batch of tokens ``start`` to ``stop - 1`` of every attention group."""
+        assert ids is not None  # a placement exists only with traffic
+        plan = self.built.plan
+        tokens = self.built.scenario.batch.tokens_per_rank
+        grouped = ids.reshape(plan.attention_dp, tokens, *ids.shape[1:])[:, start:stop][:, :, self.rows]
+        group, position = np.divmod(np.arange(plan.attention_dp * (stop - start)), stop - start)
+        source = group * plan.tp + position % plan.tp
+        flat = grouped.reshape(-1, *grouped.shape[2:])
+        return route(flat, source, self.table, self.ranks, self.built.scenario.network.deduplicate)

@@ -1,0 +1,301 @@
+"""Blocks of one pipeline stage: what every rank launches for its layers, in order.
+
+Two ways to reach the experts. With several attention data-parallel groups, tokens are dispatched to
+the ranks of their experts and combined back (all-to-all). With one group every rank holds every
+token already: it computes its own experts' share and an all-reduce adds the shares up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.engine.program import Part
+from moesim.evidence import Estimate
+from moesim.kernels.cost import FAMILY, KernelCost
+from moesim.kernels.histogram import ExpertLoad
+from moesim.model.dtypes import Dtypes, bytes_per_element
+from moesim.model.layer_ops import (
+    attention_ops,
+    dense_ffn_ops,
+    embedding_ops,
+    expert_op,
+    head_ops,
+    norm_op,
+    permute_op,
+    router_ops,
+    shared_expert_ops,
+    unpermute_op,
+)
+from moesim.model.ops import Op, Segment, Sharding
+from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
+from moesim.network.all_to_all import all_to_all
+from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter
+from moesim.network.fabric import Fabric
+from moesim.steps.block import Block, Exchange
+from moesim.steps.routing import RoutedBatch
+
+Number = TypeVar("Number", np.int64, np.float64)
+Collective = Callable[[float, NDArray[np.int64], Fabric], Estimate]
+
+LABELS = {
+    "gemm": "projections",
+    "attention_prefill": "attention",
+    "attention_decode": "attention",
+    "elementwise": "norms and element-wise",
+    "router": "router",
+}
+"""How operations of a family are called in a breakdown, unless their place says more."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Ranks of one pipeline stage and what they hold.
+
+    Attributes
+    ----------
+    index : int
+        Stage number.
+    ranks : ndarray of int, ``(member,)``
+        Global ranks of the stage, in order.
+    tp, ep, moe_tp, attention_dp : int
+        Degrees inside the stage.
+    layers : tuple of int
+        Model layers of the stage.
+    is_first, is_last : bool
+        Holds the embedding; holds the head.
+    """
+
+    index: int
+    ranks: NDArray[np.int64]
+    tp: int
+    ep: int
+    moe_tp: int
+    attention_dp: int
+    layers: tuple[int, ...]
+    is_first: bool
+    is_last: bool
+
+    @property
+    def dispatches(self) -> bool:
+        """Whether tokens travel to their experts."""
+        return self.attention_dp > 1
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One of the concurrent batches of a stage.
+
+    Attributes
+    ----------
+    segments : tuple of Segment
+        What one attention group works on.
+    routed : RoutedBatch or None
+        Its tokens on the experts of the stage's MoE layers; None where there are none.
+    """
+
+    segments: tuple[Segment, ...]
+    routed: RoutedBatch | None
+
+    @property
+    def tokens(self) -> float:
+        """New tokens of one attention group."""
+        return float(sum(s.tokens for s in self.segments))
+
+    @property
+    def sequences(self) -> float:
+        """Sequences of one attention group: rows of the output head."""
+        return float(sum(s.num_sequences for s in self.segments))
+
+
+@dataclass
+class StageBuilder:
+    """Builds the blocks of one stage for one lane; costs of equal layers are worked out once."""
+
+    model: ModelSpec
+    stage: Stage
+    dtypes: Dtypes
+    dispatch_dtype: str
+    cost: KernelCost
+    fabric: Fabric
+    num_ranks: int
+    num_slots: int
+    _pending: list[Part] = field(default_factory=list)
+    _blocks: list[Block] = field(default_factory=list)
+    _attention: dict[LayerSpec, tuple[Part, ...]] = field(default_factory=dict)
+    _moe_index: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._moe_index = {layer: row for row, layer in enumerate(self.moe_layers)}
+        self._sharding = Sharding(self.stage.tp, self.dtypes)
+        self._token_bytes = self.model.hidden_size * bytes_per_element(self.dtypes.activations)
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """Model layers of the stage that have experts: the rows of a lane's routed batch."""
+        return [layer for layer in self.stage.layers if self.model.layers[layer].moe is not None]
+
+    def blocks(self, lane: Lane) -> list[Block]:
+        """Blocks of all layers of the stage, embedding and head included."""
+        self._pending, self._blocks, self._attention = [], [], {}
+        experts = _ExpertTimes(self, lane) if lane.routed is not None else None
+        if self.stage.is_first:
+            self._work("embedding", embedding_ops(self.model, lane.tokens, self.dtypes))
+        for index in self.stage.layers:
+            layer = self.model.layers[index]
+            self._attention_of(layer, lane)
+            if layer.moe is not None:
+                assert experts is not None  # a routed batch is checked where the scenario is built
+                self._moe(index, layer.moe, lane, experts)
+                continue
+            self._tensor_parallel(index, "all_reduce", all_reduce, lane.tokens)
+            if isinstance(layer.ffn, DenseFfn):
+                self._work("dense ffn", self._with_norm(layer.ffn, lane.tokens))
+                self._tensor_parallel(index, "all_reduce", all_reduce, lane.tokens)
+        if self.stage.is_last:
+            self._work("output head", head_ops(self.model, lane.sequences, self._sharding))
+        self._close(None)
+        return self._blocks
+
+    def _attention_of(self, layer: LayerSpec, lane: Lane) -> None:
+        if layer not in self._attention:
+            ops = attention_ops(layer, self.model.hidden_size, lane.segments, self._sharding)
+            self._attention[layer] = self._parts(ops, {"projections": "attention projections"})
+        self._pending += self._attention[layer]
+
+    def _with_norm(self, ffn: DenseFfn, tokens: float) -> list[Op]:
+        norm = norm_op("ffn_norm", self.model.hidden_size, tokens, self.dtypes)
+        return [norm, *dense_ffn_ops(ffn, self.model.hidden_size, tokens, self._sharding)]
+
+    def _moe(self, index: int, moe: MoeSpec, lane: Lane, experts: _ExpertTimes) -> None:
+        stage, hidden = self.stage, self.model.hidden_size
+        split = stage.dispatches
+        local_tokens = lane.tokens / stage.tp if split else lane.tokens
+        collective, name = (reduce_scatter, "reduce_scatter") if split else (all_reduce, "all_reduce")
+        self._tensor_parallel(index, name, collective, lane.tokens)
+        copies = local_tokens * moe.experts_per_token
+        self._work("router", [norm_op("ffn_norm", hidden, local_tokens, self.dtypes)])
+        self._work("router", router_ops(moe, hidden, local_tokens, self.dtypes))
+        # dispatched tokens meet replicated shared experts; otherwise they are sharded like a dense part
+        sharding = replace(self._sharding, tp=1) if split else self._sharding
+        self._work("shared experts", shared_expert_ops(moe, hidden, local_tokens, sharding))
+        self._work("permute", [permute_op(hidden, local_tokens, copies, self.dtypes)])
+        row = self._moe_index[index]
+        if split:
+            self._exchange(index, experts.dispatch(row), self._stage_group())
+        self._pending.append(experts.compute(row))
+        if split:
+            self._exchange(index, experts.combine(row), self._stage_group())
+            self._work("permute", [unpermute_op(hidden, local_tokens, copies, self.dtypes)])
+            self._tensor_parallel(index, "all_gather", all_gather, lane.tokens)
+        else:
+            self._work("permute", [unpermute_op(hidden, local_tokens, copies, self.dtypes)])
+            self._tensor_parallel(index, "all_reduce", all_reduce, lane.tokens, whole_stage=True)
+
+    def _work(self, label: str, ops: Iterable[Op]) -> None:
+        self._pending += self._parts(ops, dict.fromkeys(LABELS.values(), label))
+
+    def _parts(self, ops: Iterable[Op], renamed: dict[str, str]) -> tuple[Part, ...]:
+        """Operations summed by what they are called and what their errors depend on."""
+        sums: dict[str, Estimate] = {}
+        for op in ops:
+            label = LABELS[FAMILY[type(op)]]
+            name = f"{renamed.get(label, label)}|{FAMILY[type(op)]}"
+            estimate = self.cost.op(op)
+            before = sums.get(name)
+            sums[name] = (
+                estimate if before is None else replace(before, seconds=before.seconds + estimate.seconds)
+            )
+        return tuple(Part(name.split("|")[0], "compute", estimate) for name, estimate in sums.items())
+
+    def _tensor_parallel(
+        self, layer: int, name: str, collective: Collective, tokens: float, *, whole_stage: bool = False
+    ) -> None:
+        members = self.stage.ranks if whole_stage else self.stage.ranks[: self.stage.tp]
+        if len(members) == 1:
+            return
+        estimate = collective(tokens * self._token_bytes, members, self.fabric)
+        group = self._stage_group() if whole_stage else self._tp_group()
+        self._exchange(layer, Part(f"tensor-parallel {name.replace('_', '-')}", name, estimate), group)
+
+    def _exchange(self, layer: int, part: Part, group: NDArray[np.int64]) -> None:
+        self._close(layer, Exchange(part, group))
+
+    def _close(self, layer: int | None, exchange: Exchange | None = None) -> None:
+        if self._pending or exchange is not None:
+            self._blocks.append(Block(layer, tuple(self._pending), exchange))
+        self._pending = []
+
+    def _stage_group(self) -> NDArray[np.int64]:
+        return self.scattered(np.zeros(len(self.stage.ranks), dtype=np.int64), fill=-1)
+
+    def _tp_group(self) -> NDArray[np.int64]:
+        return self.scattered(np.arange(len(self.stage.ranks)) // self.stage.tp, fill=-1)
+
+    def scattered(self, values: NDArray[Number], fill: int = 0) -> NDArray[Number]:
+        """Values of the stage's ranks as an array over all ranks."""
+        if len(values) == self.num_ranks:
+            return values
+        everywhere = np.full(self.num_ranks, fill, dtype=values.dtype)
+        everywhere[self.stage.ranks] = values
+        return everywhere
+
+
+class _ExpertTimes:
+    """Expert, dispatch and combine durations of all MoE layers at once."""
+
+    def __init__(self, builder: StageBuilder, lane: Lane) -> None:
+        assert lane.routed is not None
+        self._builder = builder
+        stage, model = builder.stage, builder.model
+        routed = lane.routed
+        self._compute: dict[int, Part] = {}
+        rows_of: dict[MoeSpec, list[int]] = {}
+        for row, layer in enumerate(builder.moe_layers):
+            rows_of.setdefault(_moe_of(model, layer), []).append(row)
+        for moe, rows in rows_of.items():
+            op = expert_op(
+                moe, model.hidden_size, builder.num_slots // stage.ep, builder.dtypes, moe_tp=stage.moe_tp
+            )
+            estimate = builder.cost.experts(op, _rows(routed.load, rows))
+            seconds = np.asarray(estimate.seconds, dtype=np.float64)
+            for at, row in enumerate(rows):
+                self._compute[row] = Part(
+                    "experts", "compute", replace(estimate, seconds=builder.scattered(seconds[at]))
+                )
+        if stage.dispatches:
+            ports = routed.traffic.ports()
+            peers = len(stage.ranks) - 1
+            there = model.hidden_size * bytes_per_element(builder.dispatch_dtype)
+            self._dispatch = all_to_all(ports, there, peers, builder.fabric)
+            self._combine = all_to_all(ports.transposed(), builder._token_bytes, peers, builder.fabric)  # noqa: SLF001
+
+    def compute(self, row: int) -> Part:
+        """Expert block of one MoE layer."""
+        return self._compute[row]
+
+    def dispatch(self, row: int) -> Part:
+        """All-to-all to the experts of one MoE layer."""
+        return Part("dispatch", "all_to_all", _row(self._dispatch, row))
+
+    def combine(self, row: int) -> Part:
+        """All-to-all back."""
+        return Part("combine", "all_to_all", _row(self._combine, row))
+
+
+def _moe_of(model: ModelSpec, layer: int) -> MoeSpec:
+    moe = model.layers[layer].moe
+    assert moe is not None  # only MoE layers are asked for
+    return moe
+
+
+def _row(estimate: Estimate, row: int) -> Estimate:
+    return replace(estimate, seconds=float(np.asarray(estimate.seconds)[row]))
+
+
+def _rows(load: ExpertLoad, rows: Sequence[int]) -> ExpertLoad:
+    return ExpertLoad(load.rows[rows], load.touched[rows], {b: r[rows] for b, r in load.padded_rows.items()})
