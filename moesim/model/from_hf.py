@@ -69,6 +69,8 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
     tied = bool(fields.raw("tie_word_embeddings", tree.data.get("tie_word_embeddings", False)))
     num_mtp = fields.count("num_mtp_layers", 0, least=0)
     published = _published(fields)
+    if family is GENERIC and fields.model_type not in FAMILIES:
+        published["source"] += f" (plain mapping: architecture {fields.model_type!r} is not known)"
     fields.check()
     return ModelSpec(
         name or str(tree.data.get("_name_or_path") or fields.model_type),
@@ -277,14 +279,22 @@ def _published(fields: ConfigFields) -> dict[str, Any]:
         if text is None:
             continue
         convention = block.get(f"{part}_convention", "all")
+        other = block.get(f"{part}_other_parameters", 0)
         match = _COUNT.fullmatch(str(text).strip())
-        if match is None or convention not in _CONVENTIONS:
+        if match is None or convention not in _CONVENTIONS or not isinstance(other, int):
             accepted = (
-                f"a count as printed, such as '46.7B', and a convention among {', '.join(_CONVENTIONS)}"
+                f"a count as printed, such as '46.7B', a convention among {', '.join(_CONVENTIONS)}, "
+                "and a whole number of other parameters"
             )
             field = f"moesim.published_{part}_parameters"
-            raise InputError.at(field, (text, convention), accepted)
+            raise InputError.at(field, (text, convention, other), accepted)
         scale = _SCALE[match[3]]
         unit = 10.0 ** (scale - len(match[2] or ""))
-        result[f"published_{part}"] = Published(float(match[1]) * 10.0**scale, unit, convention)
+        result[f"published_{part}"] = Published(
+            float(match[1]) * 10.0**scale,
+            unit,
+            convention,
+            with_mtp=bool(block.get(f"{part}_with_mtp", False)),
+            other_parameters=other,
+        )
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from moesim.errors import InputError, Problem, did_you_mean
@@ -18,6 +19,17 @@ def bundled_names() -> list[str]:
     return sorted(path.stem for path in BUNDLED.glob("*.json"))
 
 
+def bundled_name(name: str) -> str | None:
+    """Bundled name that ``name`` spells, or None: ``'Qwen3-30B-A3B'`` is ``'qwen3_30b_a3b'``.
+
+    Names differ in case, hyphens, dots and underscores only; anything with a path separator is a path.
+    """
+    if Path(name).name != name:
+        return None
+    plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
+    return plain if (BUNDLED / f"{plain}.json").is_file() else None
+
+
 def load(name_or_path: str, *, field: str = "model", where: str = "") -> ModelSpec:
     """Model called ``name_or_path``; parameters and errors as :func:`read_config`."""
     return from_hf(*read_config(name_or_path, field=field, where=where))
@@ -29,8 +41,9 @@ def read_config(name_or_path: str, *, field: str = "model", where: str = "") -> 
     Parameters
     ----------
     name_or_path : str
-        A bundled name, a ``config.json``, or a folder that holds one. A bundled file may say
-        ``{"same_as": NAME}`` for weights that share another model's shapes.
+        A bundled name (in any spelling that :func:`bundled_name` accepts), a ``config.json``, or a
+        folder that holds one. A bundled file may say ``{"same_as": NAME}`` for weights that share
+        another model's shapes.
     field, where : str
         What an error points at.
 
@@ -39,9 +52,9 @@ def read_config(name_or_path: str, *, field: str = "model", where: str = "") -> 
     InputError
         Nothing of that name, or a file that is not readable.
     """
-    bundled = BUNDLED / f"{name_or_path}.json"
-    if Path(name_or_path).name == name_or_path and bundled.is_file():
-        return _bundled_tree(bundled), name_or_path
+    name = bundled_name(name_or_path)
+    if name is not None:
+        return _bundled_tree(BUNDLED / f"{name}.json"), name
     path = Path(name_or_path)
     if path.is_dir():
         path /= CONFIG_FILE

@@ -62,7 +62,9 @@ def _tables(model: ModelSpec, convention: Convention) -> int:
 def stated_total(model: ModelSpec) -> int:
     """Total in the convention of the model's publisher. [-]"""
     stated = model.published_total
-    return total_parameters(model, stated.convention if stated else "all")
+    if stated is None:
+        return total_parameters(model)
+    return total_parameters(model, stated.convention, with_mtp=stated.with_mtp)
 
 
 def stated_active(model: ModelSpec) -> float:

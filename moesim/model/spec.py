@@ -30,15 +30,21 @@ class Published:
         Size of the last stated digit: 1e8 for "46.7 B". [-]
     convention : str
         One of :data:`Convention`: what the statement includes.
+    with_mtp : bool
+        The statement includes the multi-token prediction modules.
+    other_parameters : int
+        Parts that the statement includes and a :class:`ModelSpec` does not: vision towers. [-]
     """
 
     parameters: float
     unit: float
     convention: Convention = "all"
+    with_mtp: bool = False
+    other_parameters: int = 0
 
     def agrees(self, count: float, tolerance: float = 0.005) -> bool:
         """Whether ``count`` rounds or truncates to the statement, or lies within ``tolerance`` of it."""
-        above = count - self.parameters
+        above = count + self.other_parameters - self.parameters
         return -self.unit / 2 <= above < self.unit or abs(above) <= tolerance * self.parameters
 
 
