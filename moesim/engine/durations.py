@@ -108,10 +108,12 @@ def to_ps(seconds: NDArray[np.float64]) -> Picoseconds:
         If a value is not finite or beyond the range of the clock.
     """
     scaled = seconds * PS_PER_S
-    if scaled.size and not (abs(scaled.max()) <= TOTAL_PS_MAX and abs(scaled.min()) <= TOTAL_PS_MAX):
+    if scaled.size and not (scaled.max() <= TOTAL_PS_MAX and scaled.min() >= -TOTAL_PS_MAX):
         msg = f"got seconds up to {seconds.max()}; accepted: finite, below {TOTAL_PS_MAX / PS_PER_S:.3g}"
         raise ValueError(msg)
-    return np.rint(scaled).astype(np.int64)
+    rounded = np.empty(scaled.shape, dtype=np.int64)
+    np.rint(scaled, out=rounded, casting="unsafe")
+    return rounded
 
 
 def to_seconds(picoseconds: Picoseconds) -> NDArray[np.float64]:

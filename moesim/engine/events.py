@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from simpy import Environment, Event
@@ -114,14 +114,8 @@ class _Barrier:
 _RUN, _MEET, _SEND, _HEAR, _MARK, _SHARED = range(6)
 
 
-class _Step(NamedTuple):
-    """A step of one process: code, where to record it, its duration, and what it needs."""
-
-    code: int
-    at: int
-    duration_ps: int
-    extra: Any
-
+_Step: TypeAlias = tuple[int, int, int, Any]
+"""A step of one process: code, where to record it, its duration, and what it needs."""
 
 _Lists: TypeAlias = list[list[list[_Step]]]
 """Steps of each process: ``[stream][rank]``."""
@@ -191,10 +185,11 @@ def _walk(
                 extra.met.succeed()
         elif code == _SHARED:
             yield arbiter.request(extra, rank, at)
-        starts[at] = env.now  # type: ignore[assignment]  # integers go in, so integers come out
+        start_ps: int = env.now  # type: ignore[assignment]  # integers go in, so integers come out
+        starts[at] = start_ps
+        ends[at] = start_ps + duration_ps
         if duration_ps:
             yield timeout(duration_ps)
-        ends[at] = env.now  # type: ignore[assignment]
         if code == _SEND:
             extra.succeed()
         elif code == _SHARED:
@@ -223,7 +218,7 @@ def _steps(env: Environment, program: Program, durations: Durations, sample: int
                 for rank in ranks:
                     unit = int(resource.index[rank])
                     code, key = (_RUN, None) if unit < 0 else (_SHARED, (resource.name, unit))
-                    own[rank].append(_Step(code, base + rank, lasting[rank], key))
+                    own[rank].append((code, base + rank, lasting[rank], key))
             case Meet(group=group):
                 labels, counts = np.unique(group[group >= 0], return_counts=True)
                 barriers = {
@@ -238,7 +233,7 @@ def _steps(env: Environment, program: Program, durations: Durations, sample: int
             case Wait(on=on):
                 awaited = lists[program.streams.index(on)]
                 for rank in ranks:
-                    own[rank].append(_Step(_HEAR, base + rank, 0, _mark(env, awaited[rank])))
+                    own[rank].append((_HEAR, base + rank, 0, _mark(env, awaited[rank])))
     return lists
 
 
@@ -246,16 +241,16 @@ def _append(
     own: list[list[_Step]], ranks: list[int], code: int, base: int, lasting: list[int], extras: list[Any]
 ) -> None:
     for rank in ranks:
-        own[rank].append(_Step(code, base + rank, lasting[rank], extras[rank]))
+        own[rank].append((code, base + rank, lasting[rank], extras[rank]))
 
 
 def _mark(env: Environment, steps: list[_Step]) -> Event | None:
     """Event that fires when a process has done all its steps so far; None if there are none."""
     if not steps:
         return None
-    if steps[-1].code != _MARK:
-        steps.append(_Step(_MARK, 0, 0, Event(env)))
-    mark: Event = steps[-1].extra
+    if steps[-1][0] != _MARK:
+        steps.append((_MARK, 0, 0, Event(env)))
+    mark: Event = steps[-1][3]
     return mark
 
 

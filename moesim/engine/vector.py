@@ -78,6 +78,14 @@ class AnyGroups(NamedTuple):
     mask: RankMask | None
 
 
+class _GroupShape(NamedTuple):
+    """Groups as a mesh over a slice of the ranks, or of no regular shape."""
+
+    ranks: slice
+    mesh: tuple[int, int, int] | None
+    groups: AnyGroups | None
+
+
 class Take(NamedTuple):
     """Message slot and the ranks that read it, ``clock[receivers] = max(., slot[senders])``."""
 
@@ -164,33 +172,35 @@ class _Compiler:
             self._unread[send] = self._unread.get(send, 0) + 1
         self._slot_of_send: dict[int, int] = {}
         self._free: list[int] = []
+        self._shapes: dict[int, _GroupShape] = {}
 
     def add(self, index: int) -> None:
         instruction = self.program.instructions[index]
         stream = self.program.streams.index(instruction.stream)
-        mask = participants(instruction, self.program.num_ranks)
         match instruction:
-            case Run():
-                self._masked(Code.ADD, stream, index, mask)
-            case Meet():
-                self._meet(stream, index, instruction.group)
-            case Send():
-                self._masked(Code.ADD, stream, index, mask)
+            case Run(ranks=ranks):
+                self._masked(Code.ADD, stream, index, ranks)
+            case Meet(group=group):
+                self._meet(stream, index, group)
+            case Send(to=to):
+                self._masked(Code.ADD, stream, index, to >= 0)
                 slot = self._free.pop() if self._free else self.num_slots
                 self.num_slots = max(self.num_slots, slot + 1)
                 self._slot_of_send[index] = slot
                 self.ops.append(Op(Code.SAVE, self._view(stream, ALL), index, slot))
-            case Receive():
-                self._receive(stream, index, instruction.sender)
-            case Wait():
-                self._masked(Code.WAIT, stream, index, mask, self.program.streams.index(instruction.on))
+            case Receive(sender=sender):
+                self._receive(stream, index, sender)
+            case Wait(on=on, ranks=ranks):
+                self._masked(Code.WAIT, stream, index, ranks, self.program.streams.index(on))
 
     def _view(self, stream: int, ranks: slice, mesh: tuple[int, int, int] | None = None) -> int:
         start, stop, step = ranks.indices(self.program.num_ranks)
         return self.views.setdefault(ViewKey(stream, start, stop, step, mesh), len(self.views))
 
-    def _masked(self, code: Code, stream: int, index: int, mask: RankMask, on: int | None = None) -> None:
-        ranks = as_select(np.flatnonzero(mask))
+    def _masked(
+        self, code: Code, stream: int, index: int, mask: RankMask | None, on: int | None = None
+    ) -> None:
+        ranks = ALL if mask is None else as_select(np.flatnonzero(mask))
         extra: Any
         if isinstance(ranks, slice):
             extra = ranks if on is None else self._view(on, ranks)
@@ -200,15 +210,24 @@ class _Compiler:
             self.ops.append(Op(Code(code + 1), self._view(stream, ALL), index, extra))
 
     def _meet(self, stream: int, index: int, group: RankIndex) -> None:
-        num_ranks = self.program.num_ranks
-        ranks = as_select(np.flatnonzero(group >= 0))
-        mesh = mesh_of(group[ranks]) if isinstance(ranks, slice) else None
-        if mesh == (1, num_ranks, 1):
+        ranks, mesh, groups = self._shapes.get(id(group)) or self._shape_of(group)
+        if mesh == (1, self.program.num_ranks, 1):
             self.ops.append(Op(Code.MEET_ALL, self._view(stream, ALL), index))
-        elif mesh is not None and isinstance(ranks, slice):
+        elif groups is None:
             self.ops.append(Op(Code.MEET_MESH, self._view(stream, ranks, mesh), index, (ranks, mesh)))
         else:
-            self.ops.append(Op(Code.MEET_ANY, self._view(stream, ALL), index, _any_groups(group)))
+            self.ops.append(Op(Code.MEET_ANY, self._view(stream, ALL), index, groups))
+
+    def _shape_of(self, group: RankIndex) -> _GroupShape:
+        """Mesh of the groups where they form one; layers share their groups, so it is kept."""
+        ranks = as_select(np.flatnonzero(group >= 0))
+        mesh = mesh_of(group[ranks]) if isinstance(ranks, slice) else None
+        if isinstance(ranks, slice) and mesh is not None:
+            shape = _GroupShape(ranks, mesh, None)
+        else:
+            shape = _GroupShape(ALL, None, _any_groups(group))
+        self._shapes[id(group)] = shape
+        return shape
 
     def _receive(self, stream: int, index: int, sender: RankIndex) -> None:
         pairs: dict[int, list[tuple[int, int]]] = {}
