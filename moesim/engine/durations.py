@@ -78,6 +78,22 @@ class Durations:
             return cls(rows.shape[1], tuple(rows))
         return cls.from_rows([to_ps(np.atleast_2d(np.asarray(s, dtype=np.float64))) for s in seconds])
 
+    def check_for(self, program: Program) -> None:
+        """Make sure that these can be durations of ``program``.
+
+        Raises
+        ------
+        ValueError
+            If there is not one row an instruction, or a row has another number of ranks.
+        """
+        if len(self.rows) != len(program.instructions):
+            msg = f"got {len(self.rows)} rows of durations for {len(program.instructions)} instructions"
+            raise ValueError(msg)
+        wrong = {row.shape[1] for row in self.rows} - {1, program.num_ranks}
+        if wrong:
+            msg = f"got durations of {min(wrong)} ranks for a program of {program.num_ranks} ranks"
+            raise ValueError(msg)
+
     def dense(self, num_ranks: int) -> Picoseconds:
         """All durations [ps], ``(num_instructions, num_samples, num_ranks)``: for small programs."""
         shape = (self.num_samples, num_ranks)

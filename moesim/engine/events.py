@@ -139,9 +139,7 @@ def simulate(program: Program, durations: Durations, *, sample: int = 0) -> Even
         If the program is not valid or the durations are not its own.
     """
     program.check()
-    if len(durations.rows) != len(program.instructions):
-        msg = f"got {len(durations.rows)} rows of durations for {len(program.instructions)} instructions"
-        raise ValueError(msg)
+    durations.check_for(program)
     env = Environment()
     arbiter = Arbiter(env)
     size = len(program.instructions) * program.num_ranks

@@ -314,9 +314,7 @@ def run(compiled: Compiled, durations: Durations, *, record: bool = False) -> Ve
         If the number of rows is not the number of instructions, or a row has another number of ranks.
     """
     program = compiled.program
-    if len(durations.rows) != len(program.instructions):
-        msg = f"got {len(durations.rows)} rows of durations for {len(program.instructions)} instructions"
-        raise ValueError(msg)
+    durations.check_for(program)
     space = _Workspace(compiled, durations.num_samples)
     recorded = None
     if record:
