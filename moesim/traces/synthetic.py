@@ -1,0 +1,139 @@
+"""What all generators share: loads to weights, weights to distinct experts, ids to a trace.
+
+Distinct experts come from an exponential race: expert ``e`` finishes after ``Exp(1) / w_e`` and the
+first ``k`` are chosen (the Gumbel top-k trick without logarithms). A popular expert cannot be
+chosen twice by a token, so its share of the load is below its share of the weight; weights are
+therefore solved from the wanted load.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError, Problem
+from moesim.traces.description import DECODE, MAX_EXPERTS, PREFILL, TraceInfo, id_dtype
+from moesim.traces.routing import ExpertIds, RoutingTrace
+
+CHUNK_VALUES = 2_000_000
+"""Race times drawn together: a few megabytes."""
+INCLUSION_MAX = 0.98
+"""No expert is asked to be in more than this share of tokens; certainty has no finite weight."""
+TOKENS_PER_REQUEST = 256
+_SOLVER_ROUNDS = 60
+
+
+def check_shape(num_tokens: int, num_layers: int, num_experts: int, top_k: int) -> None:
+    """Refuse a shape that no trace can have.
+
+    Raises
+    ------
+    InputError
+        Every number that is out of range.
+    """
+    wanted = (
+        ("num_tokens", num_tokens, 1, 2**31 - 1),
+        ("num_layers", num_layers, 1, MAX_EXPERTS),
+        ("num_experts", num_experts, 1, MAX_EXPERTS),
+        ("top_k", top_k, 1, num_experts),
+    )
+    problems = [
+        Problem(name, f"got {got}; accepted: {low} to {high}")
+        for name, got, low, high in wanted
+        if not low <= got <= high
+    ]
+    if problems:
+        raise InputError(problems, source="generator")
+
+
+def inclusion_targets(popularity: NDArray[Any], top_k: int) -> NDArray[np.float64]:
+    """Probability that a token chooses each expert, proportional to popularity where possible.
+
+    Parameters
+    ----------
+    popularity : ndarray, ``(..., experts)``
+        Positive wanted loads in any unit.
+    top_k : int
+        Choices a token. [-]
+
+    Returns
+    -------
+    ndarray of float64, ``(..., experts)``
+        Sums to ``top_k``; experts that would exceed :data:`INCLUSION_MAX` stay there and the others
+        share the rest. [-]
+    """
+    size = popularity.shape[-1]
+    ceiling = max(INCLUSION_MAX, top_k / size)
+    scale = top_k / popularity.sum(axis=-1, keepdims=True)
+    for _ in range(_SOLVER_ROUNDS):
+        held = np.minimum(ceiling, scale * popularity)
+        scale = scale * (top_k / held.sum(axis=-1, keepdims=True))
+    result: NDArray[np.float64] = np.minimum(ceiling, scale * popularity)
+    return result
+
+
+def race_weights(inclusion: NDArray[np.float64]) -> NDArray[np.float64]:
+    r"""Weights whose exponential race gives these inclusion probabilities, ``(..., experts)``. [-]
+
+    .. math:: \pi_e \approx 1 - e^{-w_e \tau}
+
+    where the race stops at ``tau``: exact for many experts, within a few percent for eight.
+    """
+    return -np.log1p(-np.minimum(inclusion, 1.0 - 1e-9))
+
+
+def choose(rates: NDArray[np.float32], top_k: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """First ``top_k`` of an exponential race, winner first, ``(..., experts)`` to ``(..., top_k)``."""
+    times = rng.standard_exponential(rates.shape, dtype=np.float32)
+    times /= rates
+    if top_k < rates.shape[-1]:
+        first = np.argpartition(times, top_k - 1, axis=-1)[..., :top_k]
+    else:
+        first = np.broadcast_to(np.arange(top_k), times.shape)
+    order = np.argsort(np.take_along_axis(times, first, axis=-1), axis=-1)
+    return np.take_along_axis(first, order, axis=-1)
+
+
+def independent_choices(
+    popularity: NDArray[np.float64], num_tokens: int, top_k: int, rng: np.random.Generator
+) -> ExpertIds:
+    """Experts of independent tokens, ``(layers, experts)`` popularity to ``(tokens, layers, top_k)``."""
+    layers, experts = popularity.shape
+    check_shape(num_tokens, layers, experts, top_k)
+    rates = race_weights(inclusion_targets(popularity, top_k)).astype(np.float32)
+    ids = np.empty((num_tokens, layers, top_k), id_dtype(experts))
+    chunk = max(1, CHUNK_VALUES // (layers * experts))
+    for start in range(0, num_tokens, chunk):
+        part = ids[start : start + chunk]
+        part[:] = choose(np.broadcast_to(rates, (len(part), layers, experts)), top_k, rng)
+    return ids
+
+
+def shuffled_by_layer(popularity: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Rows with their entries in an own random order each, ``(layers, experts)``."""
+    return rng.permuted(popularity, axis=1)
+
+
+def generated_trace(ids: ExpertIds, num_experts: int, *, source: str) -> RoutingTrace:
+    """Ids as a trace of requests of :data:`TOKENS_PER_REQUEST`, first half prefill, second half decode."""
+    tokens, layers, _ = ids.shape
+    row = np.arange(tokens)
+    position = (row % TOKENS_PER_REQUEST).astype(np.int32)
+    return RoutingTrace(
+        info=TraceInfo(
+            model="synthetic",
+            num_experts=num_experts,
+            layer_indices=tuple(range(layers)),
+            source=source,
+            domains=("synthetic",),
+            evidence="assumed",
+        ),
+        expert_ids=ids,
+        request_index=(row // TOKENS_PER_REQUEST).astype(np.int32),
+        position=position,
+        step_index=position,
+        phase=np.where(position < TOKENS_PER_REQUEST // 2, PREFILL, DECODE).astype(np.uint8),
+        domain_index=np.zeros(tokens, np.uint8),
+    )
