@@ -281,6 +281,11 @@ class ModelSpec:
         return max((layer.moe.top_k for layer in self.layers if layer.moe), default=0)
 
     @property
+    def expert_widths(self) -> tuple[int, ...]:
+        """Inner widths of routed experts, each once. [-]"""
+        return tuple(sorted({layer.moe.expert_width for layer in self.layer_kinds() if layer.moe}))
+
+    @property
     def has_encoder(self) -> bool:
         """Encoder-decoder model."""
         return any(layer.encoder for layer in self.layers)

@@ -18,7 +18,10 @@ class Attention(Protocol):
 
     @property
     def sharded_counts(self) -> Mapping[str, int]:
-        """Named head counts that tensor parallelism divides; each must be a multiple of the degree."""
+        """Named head counts that tensor parallelism divides; each must be a multiple of the degree.
+
+        The degree may also be a multiple of ``num_kv_heads``: those are replicated.
+        """
 
     @property
     def cached_tokens_max(self) -> int | None:

@@ -62,8 +62,8 @@ class GroupedQueryAttention:
 
     @property
     def sharded_counts(self) -> Mapping[str, int]:
-        """Query heads; key/value heads are replicated when there are fewer than ranks."""
-        return {"num_heads": self.num_heads}
+        """Query heads, and key/value heads, which may also be replicated."""
+        return {"num_heads": self.num_heads, "num_kv_heads": self.num_kv_heads}
 
     @property
     def cached_tokens_max(self) -> int | None:
