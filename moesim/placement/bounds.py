@@ -23,8 +23,9 @@ def lower_bounds(problem: Problem) -> dict[str, Floats]:
         "mean": mean_bound(loads, ranks),
         "hottest": hottest_bound(loads, ranks, problem.num_replicas),
         "cardinality": cardinality_bound(loads, ranks, problem.slots_per_rank),
+        "company": company_bound(loads, ranks, problem.slots_per_rank),
     }
-    return {name: rounded_up(problem, bound) for name, bound in bounds.items()}
+    return {name: rounded_up(loads, problem.num_replicas, bound) for name, bound in bounds.items()}
 
 
 def best_bound(problem: Problem, proven: Floats | None = None) -> Floats:
@@ -33,11 +34,11 @@ def best_bound(problem: Problem, proven: Floats | None = None) -> Floats:
     return best if proven is None else np.maximum(best, proven)
 
 
-def rounded_up(problem: Problem, bound: Floats) -> Floats:
-    """Bound raised to the next whole number in layers whose rank loads must be whole."""
-    if problem.num_replicas:
+def rounded_up(loads: Floats, num_replicas: int, bound: Floats) -> Floats:
+    """Bound raised to the next whole number in layers whose rank loads must be whole. [tokens]"""
+    if num_replicas:
         return bound
-    whole = np.all(problem.loads == np.rint(problem.loads), axis=1)
+    whole = np.all(loads == np.rint(loads), axis=1)
     slack = 1e-8 * np.maximum(bound, 1.0)
     return np.where(whole, np.maximum(bound, np.ceil(bound - slack)), bound)
 
@@ -102,6 +103,37 @@ def cardinality_bound(loads: Floats, num_ranks: int, slots_per_rank: int) -> Flo
         if not replicas:
             bound = bound + upto[:, experts] - upto[:, experts - (slots_per_rank - j - 1)]
         best = np.maximum(best, bound)
+    return _lowered(best)
+
+
+def company_bound(loads: Floats, num_ranks: int, slots_per_rank: int) -> Floats:
+    r"""Bound from the company that heavy experts must keep, ``(layers,)``. [tokens]
+
+    Without spare slots, the ``m`` ranks that hold the ``k`` heaviest experts hold ``m S`` experts in
+    all, so besides them at least the ``m S - k`` lightest. One of these ranks carries the mean of that:
+
+    .. math:: M \ge \max_{k \le G} \; \min_{\lceil k/S \rceil \le m \le k} \;
+              \frac{1}{m} \Bigl(\sum_{i < k} w_{(i)} + \sum_{i \ge E - mS + k} w_{(i)}\Bigr)
+
+    Zero when there are spare slots.
+
+    Parameters
+    ----------
+    loads : ndarray of float64, ``(layers, experts)``
+        Tokens. [tokens]
+    num_ranks, slots_per_rank : int
+        ``G`` and ``S``. [-]
+    """
+    layers, experts = loads.shape
+    best = np.zeros(layers)
+    if num_ranks * slots_per_rank != experts:
+        return best
+    down = -np.sort(-loads, axis=1)
+    upto = np.concatenate([np.zeros((layers, 1)), np.cumsum(down, axis=1)], axis=1)
+    for k in range(1, num_ranks + 1):
+        m = np.arange(-(-k // slots_per_rank), k + 1)
+        lightest = upto[:, experts, None] - upto[:, experts - m * slots_per_rank + k]
+        best = np.maximum(best, ((upto[:, k, None] + lightest) / m).min(axis=1))
     return _lowered(best)
 
 

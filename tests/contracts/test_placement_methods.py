@@ -8,21 +8,15 @@ import pytest
 from moesim.evidence import rng_for
 from moesim.placement import Placement, Problem, best_bound, evaluate, placement_methods
 
+NODES = {"ranks_per_node": 2, "num_groups": 4}
 CASES = {
-    "plain": {"layers": 3, "experts": 16, "num_ranks": 4, "slots_per_rank": 4},
-    "replicas": {"layers": 2, "experts": 12, "num_ranks": 4, "slots_per_rank": 4},
-    "uneven": {"layers": 2, "experts": 10, "num_ranks": 4, "slots_per_rank": 3},
+    "plain": {"layers": 2, "experts": 16, "num_ranks": 4, "slots_per_rank": 4},
+    "replicas": {"layers": 1, "experts": 8, "num_ranks": 3, "slots_per_rank": 4},
+    "uneven": {"layers": 1, "experts": 10, "num_ranks": 4, "slots_per_rank": 3},
     "one_rank": {"layers": 2, "experts": 5, "num_ranks": 1, "slots_per_rank": 5},
     "one_expert": {"layers": 1, "experts": 1, "num_ranks": 3, "slots_per_rank": 1},
     "one_each": {"layers": 2, "experts": 6, "num_ranks": 6, "slots_per_rank": 1},
-    "grouped": {
-        "layers": 2,
-        "experts": 16,
-        "num_ranks": 4,
-        "slots_per_rank": 5,
-        "ranks_per_node": 2,
-        "num_groups": 4,
-    },
+    "grouped": {"layers": 2, "experts": 16, "num_ranks": 4, "slots_per_rank": 5, **NODES},
     "silent": {"layers": 2, "experts": 8, "num_ranks": 2, "slots_per_rank": 5, "scale": 0.0},
 }
 
@@ -44,7 +38,8 @@ def method(request):
 
 
 def test_the_expected_methods_are_registered():
-    assert {"linear", "round_robin", "random", "greedy", "eplb"} <= set(placement_methods.names())
+    expected = {"linear", "round_robin", "random", "greedy", "eplb", "eplb_swaps", "ilp"}
+    assert expected <= set(placement_methods.names())
 
 
 def test_placement_has_the_asked_shape(method, problem):

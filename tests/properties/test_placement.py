@@ -1,0 +1,139 @@
+"""Laws of placements: who is never worse than whom, what no bound exceeds, what names do not matter."""
+
+import itertools
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesim.evidence import rng_for
+from moesim.placement import (
+    Placement,
+    Problem,
+    best_bound,
+    evaluate,
+    lower_bounds,
+    placement_methods,
+    rank_loads,
+)
+
+QUICK_ILP = {"rounds": 2, "variants": 4, "max_nodes": 1}
+EXACT_ILP = {"rounds": 1, "variants": 4, "gap_fraction": 0.0, "max_nodes": 5_000}
+
+
+@st.composite
+def problems(draw, max_experts=24, max_layers=3, max_ranks=6):
+    ranks = draw(st.integers(1, max_ranks))
+    experts = draw(st.integers(1, max_experts))
+    least = -(-experts // ranks)
+    slots = draw(st.integers(least, min(experts, least + 2)))
+    layers = draw(st.integers(1, max_layers))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    skew = draw(st.sampled_from([0.0, 0.5, 1.0, 2.0]))
+    loads = 100 * np.exp(skew * rng.normal(size=(layers, experts)))
+    if draw(st.booleans()):
+        loads = np.floor(loads)
+    if draw(st.booleans()):
+        loads[rng.random(loads.shape) < 0.3] = 0
+    return Problem(loads, ranks, slots)
+
+
+tiny_problems = problems(max_experts=5, max_layers=1, max_ranks=3).filter(lambda p: p.num_slots <= 8)
+
+
+def solve(name, problem, seed=0, **params):
+    return placement_methods.build(name, params).solve(problem, rng_for(seed, "placement"))
+
+
+def largest(problem, placement):
+    return evaluate(problem.loads, placement).largest
+
+
+def smallest_possible(problem):
+    """Optimum of one layer with the even split, by trying every filling of every rank."""
+    experts, loads = problem.num_experts, problem.loads[0]
+    fillings = itertools.combinations_with_replacement(range(experts), problem.slots_per_rank)
+    held = np.array([np.bincount(f, minlength=experts) for f in fillings])
+    choices = np.array(list(itertools.combinations_with_replacement(range(len(held)), problem.num_ranks)))
+    counts = held[choices]
+    copies = counts.sum(axis=1)
+    counts, copies = counts[copies.all(axis=1)], copies[copies.all(axis=1)]
+    return (counts * (loads / copies)[:, None, :]).sum(axis=2).max(axis=1).min()
+
+
+@given(problems(), st.sampled_from(placement_methods.names()), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_valid_and_conserving(problem, name, seed):
+    params = QUICK_ILP if name == "ilp" else {}
+    solution = solve(name, problem, seed, **params)
+    placed = solution.placement
+    assert (placed.copies >= 1).all()
+    assert (placed.copies.sum(axis=1) == problem.num_slots).all()
+    served = rank_loads(problem.loads, placed)
+    np.testing.assert_allclose(served.sum(axis=1), problem.loads.sum(axis=1))
+    assert (largest(problem, placed) >= best_bound(problem, solution.lower_bound) * (1 - 1e-9)).all()
+
+
+@given(problems(), st.sampled_from(["even", "solved"]))
+@settings(max_examples=15, deadline=None)
+def test_ilp_at_most_swaps_at_most_eplb(problem, split):
+    eplb = largest(problem, solve("eplb", problem).placement)
+    swaps = largest(problem, solve("eplb_swaps", problem).placement)
+    ilp = largest(problem, solve("ilp", problem, split=split, **QUICK_ILP).placement)
+    assert (swaps <= eplb * (1 + 1e-9)).all()
+    assert (ilp <= swaps * (1 + 1e-9)).all()
+
+
+@given(tiny_problems)
+@settings(max_examples=25, deadline=None)
+def test_ilp_is_the_optimum_of_tiny_problems(problem):
+    best = smallest_possible(problem)
+    solution = solve("ilp", problem, **EXACT_ILP)
+    tolerance = 1e-5 * max(best, 1e-9)
+    assert abs(largest(problem, solution.placement)[0] - best) <= tolerance
+    for bound in (*lower_bounds(problem).values(), solution.lower_bound):
+        assert bound[0] <= best * (1 + 1e-9)
+
+
+@given(tiny_problems)
+@settings(max_examples=15, deadline=None)
+def test_solved_shares_do_at_least_as_well_as_even_ones(problem):
+    shares = solve("ilp", problem, split="solved", **EXACT_ILP)
+    found = largest(problem, shares.placement)[0]
+    assert found <= smallest_possible(problem) * (1 + 1e-5)
+    for bound in lower_bounds(problem).values():
+        assert bound[0] <= found * (1 + 1e-9)
+
+
+@given(tiny_problems, st.integers(0, 2**32 - 1))
+@settings(max_examples=15, deadline=None)
+def test_names_of_experts_do_not_matter(problem, seed):
+    renamed = np.random.default_rng(seed).permutation(problem.num_experts)
+    other = Problem(problem.loads[:, renamed], problem.num_ranks, problem.slots_per_rank)
+    one, two = (largest(p, solve("ilp", p, **EXACT_ILP).placement)[0] for p in (problem, other))
+    assert abs(one - two) <= 1e-5 * max(one, 1e-9)
+    for name, bound in lower_bounds(problem).items():
+        np.testing.assert_allclose(bound, lower_bounds(other)[name], rtol=1e-9, atol=1e-9)
+
+
+@given(problems(), st.integers(0, 2**32 - 1))
+@settings(max_examples=30, deadline=None)
+def test_names_of_ranks_do_not_matter(problem, seed):
+    placed = solve("random", problem, 1).placement
+    order = np.random.default_rng(seed).permutation(problem.num_ranks)
+    by_rank = placed.physical_to_logical.reshape(problem.num_layers, problem.num_ranks, -1)
+    other = Placement(
+        by_rank[:, order].reshape(problem.num_layers, -1), problem.num_experts, problem.num_ranks
+    )
+    np.testing.assert_allclose(
+        rank_loads(problem.loads, placed)[:, order], rank_loads(problem.loads, other), rtol=1e-12, atol=1e-9
+    )
+
+
+@given(problems(), st.floats(0.01, 100))
+@settings(max_examples=30, deadline=None)
+def test_more_traffic_scales_the_objective(problem, factor):
+    placed = solve("greedy", problem).placement
+    before, after = evaluate(problem.loads, placed), evaluate(problem.loads * factor, placed)
+    np.testing.assert_allclose(after.objective, before.objective * factor, rtol=1e-9)
+    np.testing.assert_allclose(after.imbalance, before.imbalance, rtol=1e-9)
