@@ -68,6 +68,8 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "tokens_per_s": lambda v: fmt_si(v, "tok/s"),
     "w": lambda v: fmt_si(v, "W"),
     "j": lambda v: fmt_si(v, "J"),
+    "hz": lambda v: fmt_si(v, "Hz"),
+    "usd": lambda v: f"{v:.2f} USD",
 }
 
 

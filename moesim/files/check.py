@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from moesim.errors import InputError, Problem
 from moesim.files.tree import Tree, unknown_field
+from moesim.units import unit_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="BaseModel")
 
 _ACCEPTED = {
-    "greater_than": "a number > {gt}",
-    "greater_than_equal": "a number >= {ge}",
-    "less_than": "a number < {lt}",
-    "less_than_equal": "a number <= {le}",
+    "greater_than": "a number > {gt:g}",
+    "greater_than_equal": "a number >= {ge:g}",
+    "less_than": "a number < {lt:g}",
+    "less_than_equal": "a number <= {le:g}",
     "float_parsing": "a plain number in SI base units",
     "float_type": "a plain number in SI base units",
     "int_parsing": "a whole number",
@@ -86,7 +87,14 @@ def _message(
     accepted = _ACCEPTED.get(kind)
     if accepted is None:
         return f"got {item['input']!r}; {item['msg']}"
-    return f"got {_short(item['input'])}; accepted: {accepted.format(**item.get('ctx', {}))}"
+    told = accepted.format(**item.get("ctx", {})) + _unit(kind, keys)
+    return f"got {_short(item['input'])}; accepted: {told}"
+
+
+def _unit(kind: str, keys: tuple[str | int, ...]) -> str:
+    """Unit in brackets after a bound, taken from the name of the field."""
+    unit = unit_of(str(keys[-1])) if keys and "than" in kind else ""
+    return "" if unit in {"", "count", "fraction", "ratio"} else f" [{unit.replace('_per_', '/')}]"
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Machines: what devices, nodes and clusters are, and their profiles by name."""
 
 from moesim.hardware.load import (
+    Profile,
     load_cluster,
     load_device,
     load_node,
@@ -19,6 +20,7 @@ __all__ = [
     "Link",
     "MemoryTier",
     "Node",
+    "Profile",
     "ScaleOut",
     "load_cluster",
     "load_device",

@@ -12,18 +12,18 @@ from typing import Any, TypeAlias
 from moesim.errors import Problem, did_you_mean
 from moesim.files import Tree
 from moesim.hardware.schema import Device, source_in
-from moesim.units import fmt_quantity, unit_of
+from moesim.units import GIGA, fmt_quantity, unit_of
 
 Keys: TypeAlias = tuple[str | int, ...]
 
 BOUNDS: dict[str, tuple[float, float]] = {
-    "flops_per_s": (1e9, 1e17),
+    "flops_per_s": (GIGA, 1e17),
     "bytes_per_s": (1e8, 1e15),
     "bytes": (1e5, 1e15),
     "s": (0.0, 1e-2),
     "hz": (1e7, 1e10),
     "w": (0.0, 1e4),
-    "usd": (1e-3, 1e3),
+    "usd": (1e-2, 1e2),
     "mm2": (1.0, 1e5),
 }
 """Smallest and largest believable value of a number, by the unit in its name."""
@@ -75,7 +75,7 @@ def implausible(description: Tree, kind_path: str = "") -> list[Problem]:
     """Numbers of an inlined description that no machine has, each with its believable range."""
     problems = []
     for keys, value in description.leaves():
-        unit = unit_of(_quantity(keys))
+        unit = unit_of(quantity_name(keys))
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if "sources" in keys or unit not in BOUNDS or not is_number:
             continue
@@ -103,7 +103,7 @@ def unlikely_peaks(device: Device) -> list[str]:
     return notes
 
 
-def _quantity(keys: Keys) -> str:
+def quantity_name(keys: Keys) -> str:
     """Name that carries the unit: the last key, or the one above it for mappings by datatype."""
     names = [key for key in keys if isinstance(key, str)]
     return names[-2] if len(names) > 1 and names[-2] == "peak_flops_per_s" else names[-1]

@@ -94,11 +94,33 @@ def resolve(tree: Tree, kind: Kind, *, field: str = "") -> Tree:
     return inlined
 
 
-def read_profile(name: str) -> tuple[Tree, Kind, list[Problem]]:
-    """Inlined tree of a named profile, what it describes, and what is wrong with the files so far."""
+@dataclass(frozen=True)
+class Profile:
+    """A profile as its files say it, not validated.
+
+    Attributes
+    ----------
+    tree : Tree
+        Description with every profile name inlined.
+    kind : str
+        ``device``, ``node`` or ``cluster``.
+    problems : tuple of Problem
+        What is wrong with the files so far.
+    is_complete : bool
+        Every profile it names was found.
+    """
+
+    tree: Tree
+    kind: Kind
+    problems: tuple[Problem, ...]
+    is_complete: bool
+
+
+def read_profile(name: str) -> Profile:
+    """Profile by name or path; wrong files give problems, not an exception."""
     resolver = _Resolver()
     tree, kind = resolver.named(name, "", "", ())
-    return tree, kind, resolver.problems
+    return Profile(tree, kind, tuple(resolver.problems), not resolver.is_broken)
 
 
 def _loaded(model: type[D], profile: str | Tree, kind: Kind) -> D:

@@ -2,7 +2,8 @@
 
 Paths follow from the structure of the cluster, not from a search: inside a scale-up domain over its
 fabric, otherwise out of the sender's network port, through its leaf switch (and the spine, if the
-receiver hangs on another leaf) into the receiver's port. Links that carry equal shares by design
+receiver hangs on another leaf) into the receiver's port. A device uses its own port only; forwarding
+over a neighbour's port is a matter of traffic, not of paths. Links that carry equal shares by design
 (the uplinks of a leaf) are one link of their joint capacity. The networkx graph is made on demand,
 for whoever wants to ask other questions of it.
 """
