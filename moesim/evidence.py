@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -58,12 +59,13 @@ def weakest(grades: Iterable[Grade]) -> Grade:
 def draw_errors(families: Iterable[str], num_samples: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """Standard-normal error of each family in each sample, ``{family: (num_samples,)}``.
 
-    A family's draws depend on its name and the seed only, so that adding a family does not shift
-    the others.
+    Draws are stratified: each family takes the mid-points of ``num_samples`` equally likely intervals
+    in random order (Latin hypercube), so that few samples already give a band that does not lean. A
+    family's draws depend on its name and the seed only: adding a family does not shift the others.
     """
-    return {
-        name: rng_for(seed, f"evidence/{name}").standard_normal(num_samples) for name in sorted(set(families))
-    }
+    quantile = NormalDist().inv_cdf
+    points = np.array([quantile((i + 0.5) / num_samples) for i in range(num_samples)])
+    return {name: rng_for(seed, f"evidence/{name}").permutation(points) for name in sorted(set(families))}
 
 
 def rng_for(seed: int, name: str) -> np.random.Generator:

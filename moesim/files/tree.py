@@ -134,7 +134,7 @@ def set_value(tree: Tree, assignment: str) -> None:
         node = node[key]
     node[keys[-1]] = value
     tree.positions = {k: v for k, v in tree.positions.items() if k[: len(keys)] != keys}
-    tree.positions[keys] = f"--set {path}"
+    tree.positions[keys] = "--set"
 
 
 def unknown_field(name: str, known: Mapping[str, Any] | list[str]) -> str:

@@ -62,7 +62,7 @@ class Simulated:
 
 
 def simulate(built: Built, batches: Sequence[Sequence[Sequence[Lane]]]) -> Simulated:
-    """Step times of ``built`` over routed ``batches`` (``[batch][stage][half]``), with bands from calibration errors."""
+    """Step times over routed ``batches`` (``[batch][stage][half]``), with bands from calibration errors."""
     steps = [step_program(built.stages(), lanes, built.overlap) for lanes in batches]
     each = [times_of(step, built.scenario.interpreter) for step in steps]
     over_batches = StepTimes(

@@ -16,8 +16,8 @@ from moesim.traces import RoutingTrace, check_against, read_trace, repeat_layers
 from moesim.traces.description import PHASES
 from moesim.traces.generators import generators
 
-GENERATED_TOKENS = 16_384
-"""Tokens that a generator is asked for when a step needs fewer."""
+GENERATED_TOKENS = 4096
+"""Tokens that a generator is asked for at least."""
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ class _ExpertTimes:
                     "experts", "compute", replace(estimate, seconds=builder.scattered(seconds[at]))
                 )
         if stage.dispatches:
-            ports = routed.traffic.ports()
+            ports = routed.ports
             peers = len(stage.ranks) - 1
             there = model.hidden_size * bytes_per_element(builder.dispatch_dtype)
             self._dispatch = all_to_all(ports, there, peers, builder.fabric)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.kernels.histogram import ExpertLoad
-from moesim.network.traffic import Deduplication, Traffic, routed_traffic
+from moesim.network.traffic import Deduplication, PortTokens, Traffic, routed_traffic
 
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, spread evenly: a random-free way to share tokens over copies."""
@@ -84,13 +84,16 @@ class RoutedBatch:
     ----------
     load : ExpertLoad, each ``(layer, rank)``
         Condensed histogram of each rank's experts.
-    traffic : Traffic, each ``(layer, rank, rank)``
-        Tokens that dispatch moves.
+    ports : PortTokens, each ``(layer, rank)``
+        Tokens that dispatch moves through each rank's ports.
+    traffic : Traffic, each ``(rank, rank)``
+        Tokens that dispatch moves between ranks, all layers together.
     expert_counts : ndarray, ``(layer, expert)``
         Tokens of each logical expert.
     """
 
     load: ExpertLoad
+    ports: PortTokens
     traffic: Traffic
     expert_counts: NDArray[np.int64]
 
@@ -160,8 +163,10 @@ def route(
     holders = ranks.holders()
     destination = holders[np.maximum(slot, 0) // ranks.slots_per_rank]
     destination = np.where(taken[..., None], destination, -1).reshape(num_tokens, num_layers, -1)
+    traffic = routed_traffic(source, destination, ranks.domain, deduplicate)
     return RoutedBatch(
         load=ExpertLoad.of(counts[:, ranks.ep_rank, :]),
-        traffic=routed_traffic(source, destination, ranks.domain, deduplicate),
+        ports=traffic.ports(),
+        traffic=Traffic(traffic.scale_up.sum(axis=0), traffic.scale_out.sum(axis=0)),
         expert_counts=logical,
     )

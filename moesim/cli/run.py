@@ -1,0 +1,115 @@
+"""``moesim run``: one scenario to numbers, and with ``--out`` to a folder of results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moesim.cli.output import JSON_OPTION, emit_json, metric_rows, note, table
+from moesim.errors import InputError, Problem
+from moesim.units import fmt_seconds
+
+if TYPE_CHECKING:
+    from moesim.scenario.run import Outcome
+
+ScenarioArgument = Annotated[str, typer.Argument(help="Scenario file, or the name of a shipped one.")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="dotted.path=value; repeats.")]
+SeedOption = Annotated[int | None, typer.Option(help="Short for --set seed=N.")]
+
+
+def command(
+    scenario: ScenarioArgument,
+    sets: SetOption = None,
+    json: bool = JSON_OPTION,
+    out: Annotated[
+        Path | None, typer.Option(help="Write run.json, report, figures and timeline here.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite results in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Validate and print the resolved scenario.")
+    ] = False,
+    seed: SeedOption = None,
+    no_timing: Annotated[bool, typer.Option("--no-timing", help="Leave wall times out of the JSON.")] = False,
+) -> None:
+    """Simulate one scenario."""
+    from time import perf_counter  # noqa: PLC0415
+
+    from moesim.scenario.resolve import resolve  # noqa: PLC0415
+    from moesim.scenario.run import run  # noqa: PLC0415
+
+    if out is not None and not force and (out / "run.json").exists():
+        raise InputError([Problem("--out", f"{out} holds a run already; accepted: a new folder, or --force")])
+    started = perf_counter()
+    resolved = resolve(scenario, overrides(sets, seed))
+    if dry_run:
+        dry(resolved, json=json)
+        return
+    outcome = run(resolved)
+    seconds = perf_counter() - started
+    timing = None if no_timing else {"wall_s": round(seconds, 3)}
+    if out is not None:
+        written = write_run(outcome, out, timing)
+        note("wrote " + ", ".join(str(path) for path in written))
+    if json:
+        emit_json(outcome.result.document(with_views=False) | ({"timing": timing} if timing else {}))
+        return
+    show(outcome)
+    if out is None:
+        note("add --out DIR for the report, figures and timeline")
+
+
+def overrides(sets: list[str] | None, seed: int | None) -> list[str]:
+    """``--set`` values with ``--seed`` as the last."""
+    return [*(sets or []), *([f"seed={seed}"] if seed is not None else [])]
+
+
+def dry(resolved: Any, *, json: bool) -> None:
+    """Resolved scenario and memory fit, without simulating."""
+    from moesim.scenario.build import build  # noqa: PLC0415
+
+    built = build(resolved)
+    if json:
+        emit_json({"schema_version": 1, "command": "run", "scenario": resolved.tree.data})
+        return
+    rows = [
+        [".".join(map(str, keys)), value, resolved.tree.where(keys)]
+        for keys, value in resolved.tree.leaves()
+        if "sources" not in keys
+    ]
+    table(f"{built.scenario.name}, resolved", ["field", "value", "set at"], rows)
+
+
+def show(outcome: Outcome) -> None:
+    """Tables of a result."""
+    result = outcome.result
+    document = result.document(with_views=False)
+    typer.echo(result.title)
+    typer.echo(result.answer)
+    table("Metrics", ["metric", "value", "80 % band"], metric_rows(document["metrics"]), right=[1])
+    rows = [
+        [s.name, fmt_seconds(s.seconds), f"{100 * s.fraction:.1f} %", s.evidence] for s in result.breakdown
+    ]
+    table("Time on the critical path", ["operation", "time", "share", "evidence"], rows, right=[1, 2])
+    changes = [[s.label, f"{100 * s.change_fraction:+.1f} %", s.knob] for s in result.sensitivity]
+    table(f"What moves {result.headline}", ["change", "effect", "knob"], changes, right=[1])
+    for warning in result.warnings:
+        note(f"note: {warning}")
+
+
+def write_run(outcome: Outcome, folder: Path, timing: dict[str, Any] | None) -> list[Path]:
+    """Everything a run leaves behind, in ``folder``."""
+    from moesim.files import write_json  # noqa: PLC0415
+    from moesim.report.chrome_trace import excerpt, write_timeline  # noqa: PLC0415
+    from moesim.report.figures import write_figures  # noqa: PLC0415
+    from moesim.report.page import write_page  # noqa: PLC0415
+
+    simulated = outcome.simulated
+    document = outcome.result.document()
+    document["views"]["timeline"] = excerpt(simulated.program, simulated.recorded)
+    written = [write_json(folder / "run.json", document | ({"timing": timing} if timing else {}))]
+    written.append(write_page([document], folder / "report.html", title=document["title"]))
+    written += write_figures(document, folder)
+    written.append(write_timeline(simulated.program, simulated.recorded, folder / "timeline.json.gz"))
+    return written
