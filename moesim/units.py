@@ -54,13 +54,18 @@ def fmt_si(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".rstrip()
 
 
+def fmt_parameters(count: float) -> str:
+    """Number of parameters with the letter people use, B for 1e9: ``'30.5 B'``."""
+    return fmt_si(count).replace("G", "B")
+
+
 _SHOWN: dict[str, Callable[[float], str]] = {
     "s": fmt_seconds,
     "bytes": fmt_bytes,
     "fraction": lambda v: f"{100 * v:.1f} %",
     "ratio": lambda v: f"{v:.3g}x",
     "count": lambda v: f"{v:,.0f}",
-    "parameters": fmt_si,
+    "parameters": fmt_parameters,
     "flops": lambda v: fmt_si(v, "FLOP"),
     "flops_per_s": lambda v: fmt_si(v, "FLOP/s"),
     "bytes_per_s": lambda v: fmt_si(v, "B/s"),
