@@ -8,6 +8,7 @@ from router logits. Nothing is downloaded, unpickled or executed from the model'
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,7 @@ def capture(  # noqa: PLR0913 - each is a separate fact about the recording
     torch = _torch()
     prompts, domain_of, domains = _requests(tokenizer, texts, settings)
     recorder = Recorder.of(model)
+    cache_name = _cache_name(model)
     generating = _generating(domain_of, len(domains), settings)
     groups = [
         *_batches(np.flatnonzero(generating), settings),
@@ -146,14 +148,14 @@ def capture(  # noqa: PLR0913 - each is a separate fact about the recording
             inputs = torch.tensor(prompts[group], device=model.device)
             cache = None
             for index in range(new_tokens + 1):
-                output = model(input_ids=inputs, past_key_values=cache, use_cache=new_tokens > 0)
+                output = model(input_ids=inputs, use_cache=new_tokens > 0, **{cache_name: cache})
                 ids, weights = recorder.taken(*inputs.shape)
                 for place, request in enumerate(group):
                     record = rows.setdefault(int(request), _Rows())
                     record.add(ids[place], weights[place], PREFILL if index == 0 else DECODE, step)
                 step += 1
                 if index < new_tokens:
-                    cache = output.past_key_values
+                    cache = output[cache_name]
                     inputs = _next_tokens(torch, output.logits[:, -1], settings.temperature, generator)
             if progress is not None:
                 progress(len(rows), len(prompts))
@@ -276,6 +278,11 @@ def _next_tokens(torch: Any, logits: Any, temperature: float, generator: Any) ->
         return logits.argmax(dim=-1, keepdim=True)
     shares = (logits.float() / temperature).softmax(dim=-1).cpu()
     return torch.multinomial(shares, 1, generator=generator).to(logits.device)
+
+
+def _cache_name(model: Any) -> str:
+    """What this version of transformers calls the key-value cache of a model."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def _torch() -> Any:

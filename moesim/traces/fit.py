@@ -29,7 +29,7 @@ PERSISTENCE_MAX = 0.995
 LAYER_SHARINGS = (1.0, 0.75, 0.5, 0.3, 0.15)
 _HALVINGS = 8
 _AT_LIMIT = 0.99
-_LOAD_MIN = 1e-3
+_LOAD_MIN = 0.001
 """Relative load given to experts that were never chosen."""
 
 

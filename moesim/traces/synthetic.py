@@ -22,6 +22,7 @@ CHUNK_VALUES = 2_000_000
 INCLUSION_MAX = 0.98
 """No expert is asked to be in more than this share of tokens; certainty has no finite weight."""
 TOKENS_PER_REQUEST = 256
+_EDGE = 2.0**-24
 _SOLVER_ROUNDS = 60
 
 
@@ -81,7 +82,7 @@ def race_weights(inclusion: NDArray[np.float64]) -> NDArray[np.float64]:
 
     where the race stops at ``tau``: exact for many experts, within a few percent for eight.
     """
-    return -np.log1p(-np.minimum(inclusion, 1.0 - 1e-9))
+    return -np.log1p(-np.clip(inclusion, _EDGE, 1.0 - _EDGE))
 
 
 def choose(rates: NDArray[np.float32], top_k: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -169,6 +169,6 @@ def fitted_bias(targets: NDArray[np.float64], scores: NDArray[np.float32], top_k
         for _ in range(_STOP_ROUNDS):
             # the race of each sample stops when top_k experts are expected to have finished
             stop *= top_k / (-np.expm1(-rates * stop)).sum(axis=1, keepdims=True)
-        reached = np.clip((-np.expm1(-rates * stop)).mean(axis=0, dtype=np.float64), 1e-6, 1.0 - 1e-6)
+        reached = (-np.expm1(-rates * stop)).mean(axis=0, dtype=np.float64)
         bias += (wanted - np.log(race_weights(reached))).astype(np.float32)
     return bias
