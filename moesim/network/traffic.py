@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+Ints: TypeAlias = NDArray[np.int32] | NDArray[np.int64]
+
 Deduplication: TypeAlias = Literal["expert", "rank", "node"]
 """What is sent once: each (token, expert), each (token, rank), or each (token, scale-up domain)
 with forwarding inside the domain (the DeepEP scheme)."""
@@ -65,9 +67,9 @@ class PortTokens:
 
 
 def routed_traffic(
-    source: NDArray[np.int64],
-    destination: NDArray[np.int64],
-    domain: NDArray[np.int64],
+    source: Ints,
+    destination: Ints,
+    domain: Ints,
     deduplicate: Deduplication,
 ) -> Traffic:
     """Tokens between ranks for a routed batch.
@@ -95,7 +97,7 @@ def routed_traffic(
     """
     num_layers = destination.shape[1]
     num_ranks = len(domain)
-    _, starts, domain, sizes = np.unique(domain, return_index=True, return_inverse=True, return_counts=True)
+    _, starts, inverse, sizes = np.unique(domain, return_index=True, return_inverse=True, return_counts=True)
     # 32 bits hold every (layer, rank, rank) index of interest and halve the memory traffic
     chosen = np.sort(destination.astype(np.int32), axis=-1)
     real = chosen >= 0
@@ -104,17 +106,17 @@ def routed_traffic(
     sent = real if deduplicate == "expert" else real & fresh
     layer = np.broadcast_to(np.arange(num_layers, dtype=np.int32)[:, None], chosen.shape)
     origin = np.broadcast_to(source.astype(np.int32)[:, None, None], chosen.shape)
-    domain, starts, sizes = (a.astype(np.int32) for a in (domain, starts, sizes))
-    remote = domain[origin] != domain[np.maximum(chosen, 0)]
+    start, domain_of, size = (a.astype(np.int32) for a in (starts, inverse, sizes))
+    home = domain_of[np.maximum(chosen, 0)]
+    remote = domain_of[origin] != home
     counter = _PairCounter(num_layers, num_ranks)
     if deduplicate != "node":
         scale_out = counter.count(layer, origin, chosen, sent & remote)
         scale_up = counter.count(layer, origin, chosen, sent & ~remote)
         return Traffic(scale_up, scale_out)
-    home = domain[np.maximum(chosen, 0)]
     new_domain = np.ones_like(real)
     new_domain[..., 1:] = (home[..., 1:] != home[..., :-1]) | ~real[..., :-1]
-    rail = starts[home] + (origin - starts[domain[origin]]) % sizes[home]
+    rail = start[home] + (origin - start[domain_of[origin]]) % size[home]
     scale_out = counter.count(layer, origin, rail, sent & remote & new_domain)
     holder = np.where(remote, rail, origin)
     return Traffic(counter.count(layer, holder, chosen, sent), scale_out)
@@ -127,9 +129,9 @@ class _PairCounter:
 
     def count(
         self,
-        layer: NDArray[np.int64],
-        source: NDArray[np.int64],
-        destination: NDArray[np.int64],
+        layer: Ints,
+        source: Ints,
+        destination: Ints,
         counted: NDArray[np.bool_],
     ) -> NDArray[np.float64]:
         """Number of counted entries per (layer, source, destination), without self-sends."""

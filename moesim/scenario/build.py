@@ -12,6 +12,9 @@ from moesim.errors import InputError, Problem
 from moesim.evidence import rng_for
 from moesim.files import find
 from moesim.kernels.cost import KernelCost, RooflineCost
+from moesim.memory.ledger import Ledger, Occupancy
+from moesim.memory.remedy import Question
+from moesim.memory.remedy import check as check_memory
 from moesim.model import Dtypes, ModelSpec, from_hf
 from moesim.model.ops import Segment
 from moesim.network.fabric import Fabric
@@ -19,6 +22,7 @@ from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
 from moesim.placement import Placement, Solution, placement_methods
 from moesim.placement import Problem as PlacementProblem
+from moesim.placement.store import read_placement
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
 from moesim.scenario.traffic import Traffic, load_traffic, sample_tokens
@@ -47,6 +51,8 @@ class Built:
         What the step builder takes.
     machine : Machine
         Costs and link classes.
+    memory, ledger
+        What is resident on every rank; it fits.
     traffic, problem, solution
         Routed tokens, the placement problem on their fit part and its solution; None for a dense model.
     """
@@ -57,6 +63,8 @@ class Built:
     dtypes: Dtypes
     overlap: Overlap
     machine: Machine
+    memory: Question
+    ledger: Ledger
     traffic: Traffic | None
     problem: PlacementProblem | None
     solution: Solution | None
@@ -108,6 +116,8 @@ def build(resolved: Resolved) -> Built:
     ------
     InputError
         The plan, the placement or the trace does not go with the model or the cluster.
+    InfeasibleError
+        A rank needs more memory than it has.
     """
     scenario = resolved.scenario
     model = from_hf(resolved.tree.sub("model"), resolved.model_name)
@@ -129,6 +139,8 @@ def build(resolved: Resolved) -> Built:
     )
     overlap = overlap_policies.build(scenario.overlap.policy, scenario.overlap.params, field="overlap")
     _check_batch(scenario, plan, overlap)
+    memory = _memory_question(scenario, model, plan, dtypes)
+    ledger = check_memory(memory)
     traffic = problem = solution = None
     if scenario.routing is not None:
         step_tokens = scenario.batch.tokens_per_rank * plan.attention_dp
@@ -136,7 +148,22 @@ def build(resolved: Resolved) -> Built:
         problem, solution = _placed(scenario, traffic, plan)
     cluster = scenario.cluster
     machine = Machine(RooflineCost(cluster.node.device), Fabric.of(cluster, plan.num_devices))
-    return Built(resolved, model, plan, dtypes, overlap, machine, traffic, problem, solution)
+    return Built(resolved, model, plan, dtypes, overlap, machine, memory, ledger, traffic, problem, solution)
+
+
+def _memory_question(scenario: Scenario, model: ModelSpec, plan: Plan, dtypes: Dtypes) -> Question:
+    """What one attention group keeps at once: the sequences of every microbatch in flight."""
+    batch = scenario.batch
+    decode = scenario.question == "decode_step"
+    sequences = batch.tokens_per_rank if decode else batch.sequences_per_rank or 1
+    occupancy = Occupancy(
+        num_sequences=sequences * plan.pp,
+        context_tokens=batch.context_tokens + batch.tokens_per_rank / sequences,
+        step_tokens=batch.tokens_per_rank,
+        redundant_experts=scenario.placement.redundant_experts if model.num_experts else 0,
+    )
+    capacity_bytes = scenario.cluster.node.device.main_memory.capacity_bytes
+    return Question(model, plan, dtypes, occupancy, capacity_bytes, scenario.memory.reserved_fraction)
 
 
 def _check_batch(scenario: Scenario, plan: Plan, overlap: Overlap) -> None:
@@ -174,9 +201,7 @@ def _ep_ranks_per_node(scenario: Scenario, plan: Plan) -> int | None:
 
 
 def _from_file(name: str, problem: PlacementProblem) -> Placement:
-    from moesim.placement.store import read_placement
-
-    placement = read_placement(find(name, "placements", field="placement.file"))
+    placement = read_placement(find(name, "placements", field="placement.file")).placement
     wanted = (problem.num_layers, problem.num_experts, problem.num_ranks)
     got = (placement.num_layers, placement.num_experts, placement.num_ranks)
     if got != wanted:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moesim.hardware.schema import Cluster
+from moesim.memory.ledger import RESERVED_FRACTION
 
 
 class Strict(BaseModel):
@@ -128,7 +129,10 @@ class MemorySection(Strict):
     """What of the device memory is not the model's."""
 
     reserved_fraction: float = Field(
-        0.08, ge=0, lt=1, description="assumed: driver context, workspaces, graphs and fragmentation"
+        RESERVED_FRACTION,
+        ge=0,
+        lt=1,
+        description="assumed: driver context, workspaces, graphs and fragmentation",
     )
 
 

@@ -109,6 +109,22 @@ def traffic_view(built: Built, batches: Batches) -> dict[str, Any]:
     return {"unit": "bytes", "scope": scope, "note": note} | {n: _rounded(p) for n, p in total.items()}
 
 
+def memory_view(built: Built) -> dict[str, Any]:
+    """Bytes by part for each run of ranks that hold the same, against the capacity."""
+    ledger, rows = built.ledger, []
+    for stage in range(built.plan.pp):
+        ranks = built.plan.stage_ranks(stage)
+        first = int(ranks[0])
+        rows.append(
+            {
+                "ranks": f"{first}-{int(ranks[-1])}" if len(ranks) > 1 else str(first),
+                "parts": {name: float(size[first]) for name, size in ledger.parts.items()},
+                "free_bytes": float(ledger.free_bytes[first]),
+            }
+        )
+    return {"capacity_bytes": ledger.capacity_bytes, "per_rank": rows}
+
+
 def sources_of(built: Built) -> list[dict[str, Any]]:
     """Every described number that the run used, with its grade and source."""
     rows = [
