@@ -91,7 +91,7 @@ def durations_of(draw, program, *, num_samples=1):
 
 def _parts(rng, num_ranks):
     sizes = [None if rng.random() < 0.5 else num_ranks for _ in range(rng.integers(0, 3))]
-    return tuple(part_of_ps(rng.integers(0, DURATION_PS_MAX + 1, size)) for size in sizes)
+    return tuple(part_of_ps(rng.integers(0, DURATION_PS_MAX + 1, size), sigma=rng.random()) for size in sizes)
 
 
 def _mask(rng, num_ranks, is_partial):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from moesim.engine.durations import Errors, part_ps
 from moesim.engine.links import Messages, Predecessors, RankTask, match_messages, predecessors
-from moesim.engine.program import Meet, Program, Receive, Run, Wait
+from moesim.engine.program import Meet, Part, Program, Receive, Run, Wait, parts_of
 from moesim.engine.spans import Recorded
 
 
@@ -49,6 +50,31 @@ def critical_path(program: Program, recorded: Recorded, sample: int = 0) -> list
             steps.append(PathStep(index, rank, start_ps, end_ps))
         task = walker.cause(index, rank) if start_ps > 0 else None
     return steps[::-1]
+
+
+def path_parts(
+    program: Program, path: Sequence[PathStep], errors: Errors | None = None, sample: int = 0
+) -> list[tuple[PathStep, Part, int]]:
+    """Operations on a critical path with their picoseconds; they add up to the makespan exactly.
+
+    Parameters
+    ----------
+    program : Program
+        What was executed.
+    path : sequence of PathStep
+        From :func:`critical_path`.
+    errors : mapping of str to ndarray, ``(num_samples,)``, optional
+        The draws that gave the durations (:func:`moesim.engine.durations.durations_ps`).
+    sample : int, default 0
+        Which sample.
+    """
+    found = []
+    for step in path:
+        for part in parts_of(program.instructions[step.instruction]):
+            row = part_ps(part, errors)
+            of_sample = row[sample if len(row) > 1 else 0]
+            found.append((step, part, int(of_sample[step.rank if len(of_sample) > 1 else 0])))
+    return found
 
 
 class _Walker:

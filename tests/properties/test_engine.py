@@ -20,7 +20,7 @@ from moesim.engine import (
     spans_of,
     vector,
 )
-from moesim.engine.critical_path import critical_path
+from moesim.engine.critical_path import critical_path, path_parts
 from moesim.engine.events import simulate
 from moesim.engine.spans import ABSENT
 
@@ -108,6 +108,16 @@ def test_makespan_lies_between_bounds_and_spans_are_apart(case):
     assert [s.start_ps for s in path] == [0, *(s.end_ps for s in path)][: len(path)]
     for step in path:
         assert step.end_ps - step.start_ps == work[step.instruction, step.rank]
+
+
+@FEW
+@given(stream_programs(), st.integers(0, 3))
+def test_parts_on_the_critical_path_add_up_to_the_makespan(program, sample):
+    errors = {"work": np.linspace(-1.0, 1.0, 4)}
+    ran = vector_run(program, durations_ps(program, errors), record=True)
+    path = critical_path(program, ran.recorded, sample)
+    parts = path_parts(program, path, errors, sample)
+    assert sum(lasting for *_, lasting in parts) == ran.makespan_ps[sample]
 
 
 @FEW

@@ -97,6 +97,17 @@ def test_message_slots_are_not_shared_while_in_flight():
     assert both_clocks(program) == [[0, 1, 2, 3, 4], [4, 0, 0, 0, 0]]
 
 
+def test_slots_are_free_again_when_every_rank_has_read():
+    ranks = np.arange(6)
+    shift = (
+        Send("comm", np.where(ranks < 5, ranks + 1, -1), (part_of_ps(1),)),
+        Receive("comm", np.where(ranks > 0, ranks - 1, -1)),
+    )
+    program = of(*shift * 4, num_ranks=6)
+    assert vector.compile(program).num_slots == 1
+    assert both_clocks(program)[1] == [4, 4, 4, 4, 4, 4]
+
+
 def test_one_receive_takes_messages_of_several_sends():
     program = of(
         Send("comm", np.array([2, -1, -1]), (part_of_ps(3),)),

@@ -127,6 +127,24 @@ def test_critical_path_goes_through_the_holder_of_a_resource():
     ]
 
 
+def test_critical_path_passes_holders_of_no_duration():
+    """Ranks 0 and 1 get the link at 5 and hold it for no time: the path leads to rank 2, its holder till 5."""
+    program = Program(
+        3,
+        ("copy",),
+        (
+            run("copy", 1, 1, 0),
+            run("copy", 0, 0, 5, resource=Resource("link", np.array([0, 0, 0]))),
+            run("copy", 1, 3, 0),
+        ),
+    )
+    assert critical_path(program, recorded(program)) == [
+        PathStep(1, 2, 0, 5),
+        PathStep(1, 1, 5, 5),
+        PathStep(2, 1, 5, 8),
+    ]
+
+
 def test_no_path_without_time():
     program = Program(2, ("copy",), (run("copy", 0, 0),))
     assert critical_path(program, recorded(program)) == []
