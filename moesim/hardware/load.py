@@ -239,7 +239,7 @@ class _Resolver:
             else:
                 inner = self.place(part, inner_kind, _joined(path, keys), stack)
             base = _replaced(base, keys, inner)
-        return _with_sources(base.merged(over), base, over)
+        return _with_sources(base.merged(over), over)
 
     def _fail(self, path: str, message: str, where: str) -> None:
         self.problems.append(Problem(path, message, where))
@@ -272,11 +272,13 @@ def _completed(tree: Tree, kind: Kind) -> Tree:
         return tree
     has_nics = isinstance(tree.data["node"], dict) and tree.data["node"].get("num_nics")
     fabric = UNDESCRIBED_FABRIC if has_nics else {"kind": "none"}
-    sources = {"scale_out": UNDESCRIBED_SOURCE} | dict(tree.data.get("sources") or {})
+    sources = tree.data.get("sources", {})
+    if isinstance(sources, dict):
+        sources = {"scale_out": UNDESCRIBED_SOURCE} | sources
     return Tree(tree.data | {"scale_out": dict(fabric), "sources": sources}, tree.positions, tree.source)
 
 
-def _with_sources(merged: Tree, base: Tree, over: Tree) -> Tree:
+def _with_sources(merged: Tree, over: Tree) -> Tree:
     """Every overridden number says where it was set, unless the overrides name its source themselves."""
     own = over.data.get("sources") if isinstance(over.data, dict) else None
     own = own if isinstance(own, dict) else {}
@@ -285,9 +287,9 @@ def _with_sources(merged: Tree, base: Tree, over: Tree) -> Tree:
         for keys, value in over.leaves()
         if keys[0] not in {"sources", "schema_version"} and isinstance(value, int | float)
     ]
-    if not numbers or not isinstance(base.data.get("sources", {}), dict):
-        return merged
-    sources = dict(merged.data.get("sources") or {})
+    if not numbers or not isinstance(merged.data.get("sources", {}), dict):
+        return merged  # the schema tells
+    sources = dict(merged.data.get("sources", {}))
     for keys, path in numbers:
         sources[path] = source_in(own, path) or f"assumed: set at {over.where(keys) or 'an override'}"
     merged.data["sources"] = sources
