@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,13 +59,18 @@ def command(
     from moesim.files import find  # noqa: PLC0415
     from moesim.placement import placement_methods  # noqa: PLC0415
     from moesim.placement.compare import compare  # noqa: PLC0415
+    from moesim.placement.renumber import renumbered  # noqa: PLC0415
     from moesim.traces import read_trace  # noqa: PLC0415
 
     loaded = read_trace(find(trace, "traces", field="trace", suffixes=(".safetensors",)))
     fit, held_out = loaded.split(fit_fraction)
     problem = _problem(fit, ranks, slots, redundant, ranks_per_node=ranks_per_node, num_groups=groups)
+    start = placement_methods.build(START).solve(problem, rng_for(seed, f"place/{START}"))
     solutions, seconds = _solved(problem, method or ["ilp"], param or [], seed)
-    start = placement_methods.build(START).solve(problem, rng_for(seed, START))
+    solutions = {
+        name: replace(one, placement=renumbered(one.placement, start.placement, ranks_per_node))
+        for name, one in solutions.items()
+    }
     batches = held_out.batches(batch_tokens, NUM_BATCHES, rng_for(seed, "place/batches"))
     judged = compare(problem, held_out.counts().astype(float), batches.astype(float), start, solutions)
     document = _document(judged, loaded, problem, batch_tokens)

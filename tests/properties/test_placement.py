@@ -16,6 +16,7 @@ from moesim.placement import (
     placement_methods,
     rank_loads,
 )
+from moesim.placement.renumber import renumbered
 
 QUICK_ILP = {"rounds": 2, "variants": 4, "max_nodes": 1}
 EXACT_ILP = {"rounds": 1, "variants": 4, "gap_fraction": 0.0, "max_nodes": 5_000}
@@ -128,6 +129,28 @@ def test_names_of_ranks_do_not_matter(problem, seed):
     np.testing.assert_allclose(
         rank_loads(problem.loads, placed)[:, order], rank_loads(problem.loads, other), rtol=1e-12, atol=1e-9
     )
+
+
+@given(problems(), st.booleans(), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_renumbering_keeps_loads_and_never_moves_more(problem, has_nodes, seed):
+    start = solve("linear", problem).placement
+    placed = solve("random", problem, seed).placement
+    nodes = 1 if has_nodes else None
+    new = renumbered(placed, start, nodes)
+    assert new.moved_experts(start) <= placed.moved_experts(start)
+    np.testing.assert_allclose(
+        np.sort(rank_loads(problem.loads, new), axis=1), np.sort(rank_loads(problem.loads, placed), axis=1)
+    )
+    if has_nodes:  # every rank is a node of its own
+        assert new == placed
+    else:
+        shuffled = np.random.default_rng(seed).permutation(problem.num_ranks)
+        by_rank = start.physical_to_logical.reshape(problem.num_layers, problem.num_ranks, -1)[:, shuffled]
+        shuffled_start = Placement(
+            by_rank.reshape(problem.num_layers, -1), problem.num_experts, problem.num_ranks
+        )
+        assert renumbered(shuffled_start, start).moved_experts(start) == 0
 
 
 @given(problems(), st.floats(0.01, 100))
