@@ -31,7 +31,7 @@ $(VENV)/.capture: $(VENV)/.dev
 	touch $@
 
 demo: $(VENV)/.base
-	$(BIN)/python -m moesim.cli.demo --out $(OUT)
+	$(BIN)/python -m moesim demo --out $(OUT)
 
 test: $(VENV)/.dev $(if $(CAPTURE),$(VENV)/.capture)
 	$(BIN)/python -m pytest -n 2 tests

@@ -19,6 +19,7 @@ from moesim import __version__
 from moesim.errors import MoesimError
 
 COMMANDS: dict[str, str] = {
+    "demo": "First result: two models, three expert placements each, a report.",
     "run": "Simulate one scenario.",
     "whatif": "Vary scenario fields and tabulate what changes.",
     "place": "Place the experts of a routing trace on ranks, with a proven bound.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -98,18 +99,35 @@ def show(outcome: Outcome) -> None:
         note(f"note: {warning}")
 
 
-def write_run(outcome: Outcome, folder: Path, timing: dict[str, Any] | None) -> list[Path]:
-    """Everything a run leaves behind, in ``folder``."""
+def write_run(outcome: Outcome, folder: Path, timing: dict[str, Any] | None = None) -> list[Path]:
+    """Everything a run leaves behind, in ``folder``; the report comes first."""
+    from moesim.report.page import write_page  # noqa: PLC0415
+
+    document, written = _write_parts(outcome, folder, timing)
+    return [write_page([document], folder / "report.html", title=document["title"]), *written]
+
+
+def write_results(outcomes: Sequence[Outcome], folder: Path, *, title: str) -> list[Path]:
+    """One report over several runs, each with its files in a folder of its name; the report comes first."""
+    from moesim.report.page import write_page  # noqa: PLC0415
+
+    parts = [_write_parts(outcome, folder / outcome.built.scenario.name) for outcome in outcomes]
+    page = write_page([document for document, _ in parts], folder / "report.html", title=title)
+    return [page, *(path for _, written in parts for path in written)]
+
+
+def _write_parts(
+    outcome: Outcome, folder: Path, timing: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], list[Path]]:
+    """Document of a run beside its run.json, figures and timeline."""
     from moesim.files import write_json  # noqa: PLC0415
     from moesim.report.chrome_trace import excerpt, write_timeline  # noqa: PLC0415
     from moesim.report.figures import write_figures  # noqa: PLC0415
-    from moesim.report.page import write_page  # noqa: PLC0415
 
     simulated = outcome.simulated
     document = outcome.result.document()
     document["views"]["timeline"] = excerpt(simulated.program, simulated.recorded)
     written = [write_json(folder / "run.json", document | ({"timing": timing} if timing else {}))]
-    written.append(write_page([document], folder / "report.html", title=document["title"]))
     written += write_figures(document, folder)
     written.append(write_timeline(simulated.program, simulated.recorded, folder / "timeline.json.gz"))
-    return written
+    return document, written

@@ -12,7 +12,7 @@ from moesim.model.spec import ModelSpec
 from moesim.parallel.plan import Plan, plan_problems
 from moesim.units import fmt_bytes
 
-DEVICES_MAX = 1024
+DEVICES_MAX = 2048
 """Largest world that is tried."""
 
 COLUMNS_MAX = 4

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError, Problem
 from moesim.evidence import rng_for
-from moesim.files import find
+from moesim.files import Tree, find
 from moesim.kernels.cost import KernelCost, RooflineCost
 from moesim.memory.ledger import Ledger, Occupancy
 from moesim.memory.remedy import Question
@@ -24,7 +24,7 @@ from moesim.placement import Placement, Solution, placement_methods
 from moesim.placement import Problem as PlacementProblem
 from moesim.placement.store import read_placement
 from moesim.scenario.resolve import Resolved
-from moesim.scenario.schema import Scenario
+from moesim.scenario.schema import PlacementSection, Scenario
 from moesim.scenario.traffic import Traffic, load_traffic, sample_tokens
 from moesim.steps.layers import Lane, Stage, StageBuilder
 from moesim.steps.overlap import Overlap, overlap_policies
@@ -78,6 +78,41 @@ class Built:
     def num_slots(self) -> int:
         """Physical expert slots of a layer."""
         return self.solution.placement.num_slots if self.solution else 0
+
+    def placed(self, section: PlacementSection) -> Built:
+        """The same scenario and traffic with another placement.
+
+        Raises
+        ------
+        InputError
+            Unknown method or parameter, or slots that do not fill the ranks.
+        InfeasibleError
+            The replicas do not fit.
+        """
+        if self.traffic is None:
+            raise InputError([Problem("placement", "a dense model has no experts to place")])
+        scenario = self.scenario.model_copy(update={"placement": section})
+        tree = Tree(
+            self.resolved.tree.data | {"placement": section.model_dump(exclude_unset=True)},
+            self.resolved.tree.positions,
+            self.resolved.tree.source,
+        )
+        check_plan(
+            self.plan,
+            self.model,
+            self.model.num_experts + section.redundant_experts,
+            scenario.cluster.num_devices,
+        )
+        memory = _memory_question(scenario, self.model, self.plan, self.dtypes)
+        problem, solution = _placed(scenario, self.traffic, self.plan)
+        return replace(
+            self,
+            resolved=replace(self.resolved, scenario=scenario, tree=tree),
+            memory=memory,
+            ledger=check_memory(memory),
+            problem=problem,
+            solution=solution,
+        )
 
     def stages(self, machine: Machine | None = None) -> list[StageBuilder]:
         """Builder of every pipeline stage on this machine, or on another one."""

@@ -37,7 +37,11 @@ def run(resolved: Resolved) -> Outcome:
     InfeasibleError
         The model does not fit.
     """
-    built = build(resolved)
+    return run_built(build(resolved))
+
+
+def run_built(built: Built) -> Outcome:
+    """Simulate a built scenario."""
     placement = built.solution.placement if built.solution else None
     num_batches = built.scenario.routing.num_batches if built.scenario.routing else 1
     batches = routed_lanes(built, placement, num_batches)

@@ -44,7 +44,9 @@ PUBLIC_METHODS = 10
 
 
 def modules() -> list[Path]:
-    return sorted(p for p in PACKAGE.rglob("*.py") if "_data" not in p.parts)
+    """Modules of all rooms; the package's own two files stand above every room."""
+    own = {PACKAGE / "__init__.py", PACKAGE / "__main__.py"}
+    return sorted(p for p in PACKAGE.rglob("*.py") if "_data" not in p.parts and p not in own)
 
 
 def room_of(path: Path) -> str:
@@ -78,6 +80,8 @@ def test_imports_point_down():
             if parts[0] != "moesim" or len(parts) == 1:
                 continue
             other = parts[1]
+            if other not in LEVEL:  # a name of the package itself, such as __version__
+                continue
             if other != room and LEVEL.get(room, 99) != 0 and LEVEL[other] >= LEVEL[room]:
                 wrong.append(f"{path.relative_to(ROOT)}:{line} {room} -> {other}")
     assert not wrong, "\n".join(wrong)
@@ -127,8 +131,13 @@ def test_modules_and_functions_stay_small():
                 if body > FUNCTION_LINES:
                     wrong.append(f"{place}:{node.lineno} {node.name}: {body} lines > {FUNCTION_LINES}")
             if isinstance(node, ast.ClassDef):
+                # properties read like attributes; what is limited is what a class can be asked to do
                 public = [
-                    f for f in node.body if isinstance(f, ast.FunctionDef) and not f.name.startswith("_")
+                    f
+                    for f in node.body
+                    if isinstance(f, ast.FunctionDef)
+                    and not f.name.startswith("_")
+                    and not any("property" in ast.unparse(d) for d in f.decorator_list)
                 ]
                 if len(public) > PUBLIC_METHODS:
                     wrong.append(f"{place}:{node.lineno} {node.name}: {len(public)} public methods")
@@ -190,6 +199,18 @@ def test_help_imports_nothing_heavy():
 def test_public_surface():
     import moesim
 
-    assert sorted(moesim.__all__) == sorted(set(moesim.__all__))
+    assert moesim.__all__ == [
+        "CheckFailed",
+        "InfeasibleError",
+        "InputError",
+        "MoesimError",
+        "load_cluster",
+        "load_device",
+        "load_model",
+        "read_trace",
+        "resolve",
+        "run",
+        "vary",
+    ]
     for name in moesim.__all__:
-        assert getattr(moesim, name) is not None
+        assert callable(getattr(moesim, name))

@@ -1,0 +1,5 @@
+"""``python -m moesim``."""
+
+from moesim.cli.app import main
+
+main()
