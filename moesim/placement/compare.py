@@ -124,9 +124,11 @@ def compare(
             placed.moved_experts(origin),
         )
 
+    # a bound for any split holds for the even one too, but not the other way round
+    has_shares = any(solution.split_rule == "solved" for solution in solutions.values())
     bound = best_bound(problem)
     for solution in solutions.values():
-        if solution.lower_bound is not None:
+        if solution.lower_bound is not None and (solution.split_rule == "solved" or not has_shares):
             bound = np.maximum(bound, solution.lower_bound)
     methods = {name: judged(solution, start.placement) for name, solution in solutions.items()}
     return Comparison(judged(start, start.placement), methods, bound)

@@ -16,6 +16,8 @@ from moesim.placement.problem import Floats, Ints
 LEAST_GAIN = 1e-10
 """Relative gain below which an exchange is rounding, not progress."""
 MAX_STEPS = 100_000
+BLOCK_EXCHANGES = 200_000
+"""Exchanges looked at together: more do not fit the cache."""
 MAX_PAIR_SLOTS = 8
 """Slots a rank up to which two copies at a time are exchanged."""
 
@@ -53,6 +55,19 @@ def swap_search(
     tables = [np.arange(slots)[:, None]]
     if pairs and 1 < slots <= MAX_PAIR_SLOTS:
         tables.append(np.array(list(combinations(range(slots), 2))))
+    block = max(1, BLOCK_EXCHANGES // (ranks * max(map(len, tables)) ** 2))
+    found = [
+        _searched(weights[i : i + block], node_of_rank, target[i : i + block], max_steps, tables)
+        for i in range(0, rows, block)
+    ]
+    return np.concatenate([order for order, _ in found]), max(steps for _, steps in found)
+
+
+def _searched(
+    weights: Floats, node_of_rank: Ints, target: Floats, max_steps: int, tables: list[Ints]
+) -> tuple[Ints, int]:
+    """Search of a block of rows that fits the processor's cache."""
+    rows, ranks, slots = weights.shape
     held = np.array(weights, np.float64)
     order = np.tile(np.arange(ranks * slots).reshape(ranks, slots), (rows, 1, 1))
     active = np.arange(rows)

@@ -20,7 +20,8 @@ class Solution:
     placement : Placement
         The answer.
     lower_bound : ndarray of float64, ``(layers,)``, optional
-        Largest rank load that no placement of the layer undercuts, as proven by this method. [tokens]
+        Largest rank load that no placement of the layer with the same split rule undercuts, as
+        proven by this method. [tokens]
     is_optimal : bool
         True when every layer is proven optimal within the tolerance that the method was given.
     notes : tuple of str

@@ -31,8 +31,8 @@ def renumbered(placement: Placement, before: Placement, ranks_per_node: int | No
         Equal rank loads up to the numbering of ranks.
     """
     ranks = placement.num_ranks
-    common = np.einsum(
-        "leg,leh->lgh", placement.resident.astype(np.float64), before.resident.astype(np.float64)
+    common = np.matmul(
+        placement.resident.astype(np.float64).transpose(0, 2, 1), before.resident.astype(np.float64)
     )
     node = np.arange(ranks) // (ranks_per_node or ranks)
     common[:, node[:, None] != node[None, :]] = -np.inf

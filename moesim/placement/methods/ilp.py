@@ -11,7 +11,14 @@ from pydantic import Field
 
 from moesim.placement.bounds import best_bound, rounded_up
 from moesim.placement.evaluate import evaluate
-from moesim.placement.layer_model import Layer, copy_options, num_variables, solve_even, solve_shares
+from moesim.placement.layer_model import (
+    SOLVER_TOLERANCE,
+    Layer,
+    copy_options,
+    num_variables,
+    solve_even,
+    solve_shares,
+)
 from moesim.placement.local_search import copy_weights, restarted_search
 from moesim.placement.methods.eplb_swaps import EplbSwaps
 from moesim.placement.milp import Limits
@@ -131,7 +138,7 @@ class Ilp:
             experts, problem.num_experts, problem.num_ranks, split=None if is_even else shares
         )
         largest = evaluate(problem.loads, placement).largest
-        closed = largest <= bound * (1 + self.gap_fraction) + ROUNDING * largest
+        closed = largest <= bound * (1 + self.gap_fraction + 2 * SOLVER_TOLERANCE)
         notes = [
             f"{closed.sum()} of {problem.num_layers} layers proven within {self.gap_fraction:.3%} of optimal"
         ]
