@@ -18,7 +18,7 @@ from moesim.placement import (
 )
 from moesim.placement.renumber import renumbered
 
-QUICK_ILP = {"rounds": 2, "variants": 4, "max_nodes": 1}
+QUICK_ILP = {"rounds": 2, "variants": 4, "max_nodes": 1, "max_variables": 150}
 EXACT_ILP = {"rounds": 1, "variants": 4, "gap_fraction": 0.0, "max_nodes": 5_000}
 
 
