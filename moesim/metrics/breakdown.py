@@ -112,7 +112,8 @@ def activity(
         compute_s[rank] = to_seconds((busy[1] - busy[0]).sum())
         comm_s[rank] = to_seconds((talking[1] - talking[0]).sum())
         exposed_s[rank] = comm_s[rank] - _covered(busy, talking) / PS_PER_S
-    return Activity(compute_s, comm_s, exposed_s, makespan_s - compute_s - exposed_s)
+    idle_s = np.maximum(makespan_s - compute_s - exposed_s, 0.0)  # rounding may leave a negative zero
+    return Activity(compute_s, comm_s, exposed_s, idle_s)
 
 
 def _intervals(

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.evidence import BAND_QUANTILES, Seconds
+from moesim.kernels.cost import compute_dtype
 from moesim.memory.remedy import sequences_that_fit
 from moesim.metrics.breakdown import activity
 from moesim.metrics.step import imbalance_ratio, mfu_fraction, tokens_per_s
@@ -30,7 +31,10 @@ def _rates(built: Built, simulated: Simulated) -> dict[str, Metric]:
     plan, scenario = built.plan, built.scenario
     decode = scenario.question == "decode_step"
     tokens = scenario.batch.tokens_per_rank * plan.attention_dp * plan.pp
-    peak = scenario.cluster.node.device.dense_peak_flops_per_s(built.dtypes.activations)
+    # of the datatype in which most of the model multiplies
+    stored = built.dtypes.experts if built.model.num_experts else built.dtypes.weights
+    device = scenario.cluster.node.device
+    peak = device.dense_peak_flops_per_s(compute_dtype(stored, built.dtypes.activations, device))
     flops = forward_flops_per_token(built.model, _mean_sequence_tokens(scenario))
 
     def metric(of: Callable[[StepTimes], Seconds], unit: str) -> Metric:

@@ -31,7 +31,9 @@ def makespan_s(policy, halves):
 
 
 def test_without_overlap_everything_adds_up():
-    assert makespan_s(overlap_policies.build("none"), [blocks(2.0, 3.0, 5, 1.0)]) == pytest.approx(5 * 5.0 + 1.0)
+    assert makespan_s(overlap_policies.build("none"), [blocks(2.0, 3.0, 5, 1.0)]) == pytest.approx(
+        5 * 5.0 + 1.0
+    )
 
 
 def test_two_batches_hide_a_shorter_exchange_completely():

@@ -1,0 +1,66 @@
+"""Every shipped scenario: loads, runs, agrees with itself, and both interpreters give the same picoseconds."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moesim.engine import events, vector
+from moesim.engine.critical_path import critical_path
+from moesim.engine.durations import durations_ps
+from moesim.files import listed
+from moesim.scenario.build import build, routed_lanes
+from moesim.scenario.resolve import resolve
+from moesim.scenario.run import run
+from moesim.steps.program import step_program
+
+ROOT = Path(__file__).resolve().parents[2]
+QUICK = ["routing.num_batches=1", "bands.samples=4"]
+SCENARIOS = listed("scenarios", suffixes=(".yaml",))
+
+
+def quick(name):
+    """Overrides that make a scenario cheap without changing what kind of question it is."""
+    resolved = resolve(name)
+    return QUICK[1:] if resolved.scenario.routing is None else QUICK
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_interpreters_agree_to_the_picosecond(name):
+    built = build(resolve(name, quick(name)))
+    placement = built.solution.placement if built.solution else None
+    (lanes,) = routed_lanes(built, placement, 1)
+    step = step_program(built.stages(), lanes, built.overlap)
+    for program in (step.latency, step.longer):
+        if program is None:
+            continue
+        durations = durations_ps(program)
+        by_vector = vector.run(vector.compile(program), durations, record=True)
+        by_events = events.simulate(program, durations)
+        assert by_events.makespan_ps == by_vector.makespan_ps[0]
+        np.testing.assert_array_equal(by_events.recorded.ends_ps, by_vector.recorded.ends_ps)
+        path = critical_path(program, by_vector.recorded)
+        assert sum(step.end_ps - step.start_ps for step in path) == by_vector.makespan_ps[0]
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_result_follows_the_contract_and_adds_up(name):
+    document = run(resolve(name, quick(name))).result.document()
+    json.dumps(document, allow_nan=False)
+    headline = document["metrics"][document["headline"]]
+    assert headline["low"] <= headline["value"] <= headline["high"]
+    assert sum(row["fraction"] for row in document["breakdown"]) == pytest.approx(1.0)
+    assert sum(document["evidence"].values()) == pytest.approx(1.0)
+    if resolve(name).scenario.plan.pp == 1:
+        assert sum(row["seconds"] for row in document["breakdown"]) == pytest.approx(
+            headline["value"], rel=1e-6
+        )
+    assert document["limiter"]
+    assert all(row["source"] for row in document["sources"])
+    assert {"name", "kind", "seconds", "fraction", "evidence"} <= document["breakdown"][0].keys()
+
+
+def test_file_names_are_scenario_names():
+    for path in (ROOT / "scenarios").glob("*.yaml"):
+        assert resolve(str(path)).scenario.name == path.stem
