@@ -60,7 +60,7 @@ def trace_of(ids, experts, *, lengths=None):
 
 def public_trace(name):
     """A public recording kept outside the repository; skips where it is absent."""
-    beside = Path(__file__).resolve().parents[4] / "shared" / "data"
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     path = Path(os.environ.get("MOESIM_SHARED_DATA", beside)) / "traces" / f"{name}.npz"
     if not path.is_file():
         pytest.skip(f"{path.name} is not here; set MOESIM_SHARED_DATA")
