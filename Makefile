@@ -7,7 +7,7 @@ CAPTURE ?=
 TORCH ?= torch==2.13.0
 OUT ?= reports/demo
 
-.PHONY: demo test check format bench clean help
+.PHONY: demo test check format bench docs clean help
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make test    install into $(VENV) and run every test"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   print the speed figures"
+	@echo "make docs    write the generated pages of docs/"
 
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "moesim needs Python 3.11 or newer; set PYTHON="'
@@ -44,6 +45,9 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/run.py

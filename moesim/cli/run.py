@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from moesim.scenario.run import Outcome
 
 ScenarioArgument = Annotated[str, typer.Argument(help="Scenario file, or the name of a shipped one.")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="dotted.path=value; repeats.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Override a field of the resolved scenario; repeats."),
+]
 SeedOption = Annotated[int | None, typer.Option(help="Short for --set seed=N.")]
 
 

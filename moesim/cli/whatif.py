@@ -15,7 +15,8 @@ from moesim.units import fmt_quantity
 def command(
     scenario: ScenarioArgument,
     varied: Annotated[
-        list[str], typer.Option("--vary", help="dotted.path=v1,v2,...; repeats (all combinations).")
+        list[str],
+        typer.Option("--vary", metavar="PATH=V1,V2", help="Values of one field; repeats (all combinations)."),
     ],
     sets: SetOption = None,
     json: bool = JSON_OPTION,

@@ -162,3 +162,29 @@ class Scenario(Strict):
     interpreter: Literal["vector", "events"] = "vector"
     bands: BandsSection = BandsSection()
     seed: int = Field(0, ge=0)
+
+
+def file_schema() -> dict[str, Any]:
+    """JSON Schema of a scenario file, for editors: names may stand where descriptions are inlined."""
+    schema = Scenario.model_json_schema()
+    named = {"type": "string", "description": "name of a shipped one, or a path"}
+    for field in ("model", "cluster"):
+        described = schema["properties"][field]
+        # a description may leave out what its profile already says
+        partial = {"type": "object", "description": "a profile or name with fields overridden, or all fields"}
+        schema["properties"][field] = {"anyOf": [named, partial], "description": described["description"]}
+    unused = schema["$defs"].keys() - {
+        ref.removeprefix("#/$defs/") for ref in _references({k: v for k, v in schema.items() if k != "$defs"})
+    }
+    schema["$defs"] = {name: part for name, part in schema["$defs"].items() if name not in unused}
+    schema["title"] = "moesim scenario"
+    return schema
+
+
+def _references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if "$ref" in node else []
+        return own + [ref for value in node.values() for ref in _references(value)]
+    if isinstance(node, list):
+        return [ref for value in node for ref in _references(value)]
+    return []

@@ -152,14 +152,8 @@ def route(
     num_tokens, num_layers, _ = expert_ids.shape
     num_experts = table.slots.shape[1]
     slot = table.slot_of(expert_ids, np.arange(num_tokens))
-    layer = np.broadcast_to(np.arange(num_layers)[:, None], slot.shape)
     taken = slot >= 0
-    counts = np.bincount(
-        layer[taken] * ranks.num_slots + slot[taken], minlength=num_layers * ranks.num_slots
-    ).reshape(num_layers, -1, ranks.slots_per_rank)
-    logical = np.bincount(
-        layer[taken] * num_experts + expert_ids[taken], minlength=num_layers * num_experts
-    ).reshape(num_layers, num_experts)
+    counts = _count_by_layer(slot, ranks.num_slots).reshape(num_layers, -1, ranks.slots_per_rank)
     holders = ranks.holders()
     destination = holders[np.maximum(slot, 0) // ranks.slots_per_rank]
     destination = np.where(taken[..., None], destination, -1).reshape(num_tokens, num_layers, -1)
@@ -168,5 +162,14 @@ def route(
         load=ExpertLoad.of(counts[:, ranks.ep_rank, :]),
         ports=traffic.ports(),
         traffic=Traffic(traffic.scale_up.sum(axis=0), traffic.scale_out.sum(axis=0)),
-        expert_counts=logical,
+        expert_counts=_count_by_layer(expert_ids, num_experts),
     )
+
+
+def _count_by_layer(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """How often each of ``0 .. size - 1`` stands in ``values[token, layer, choice]``, ``(layer, size)``."""
+    num_layers = values.shape[1]
+    # negative values land in an own bin at the end of their layer
+    bins = np.where(values >= 0, values, size) + np.arange(num_layers)[:, None] * (size + 1)
+    counts = np.bincount(bins.ravel(), minlength=num_layers * (size + 1))
+    return counts.reshape(num_layers, size + 1)[:, :-1]
