@@ -28,6 +28,7 @@ def command(
     batch: int = typer.Option(8, min=1, help="Requests that run together."),
     seed: int = typer.Option(0, help="Seed of the sampling."),
     name: str = typer.Option("", help="Model name kept in the trace (default: the folder's name)."),
+    source: str = typer.Option("", help="Where the text is from; kept in the trace."),
     date: str = typer.Option("", help="Date kept in the trace; no clock is read."),
     force: bool = typer.Option(False, "--force", help="Overwrite an existing file."),
     as_json: bool = JSON_OPTION,
@@ -49,14 +50,14 @@ def command(
     )
     texts = [Text(domain, content) for domain, content in map(_read, text)]
     model, tokenizer = load_model(model_dir)
-    domains = ", ".join(t.domain for t in texts)
+    said = source or f"text: {', '.join(t.domain for t in texts)}"
     trace = capture(
         model,
         tokenizer,
         texts,
         settings,
         name=name or model_dir.resolve().name,
-        source=f"captured by moesim from the model's own router on: {domains}",
+        source=f"captured by moesim from the model's own router; {said}",
         date=date,
         progress=_progress,
     )
