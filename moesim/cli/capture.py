@@ -27,6 +27,8 @@ def command(
     temperature: float = typer.Option(0.0, min=0.0, help="0 decodes greedily, otherwise samples."),
     batch: int = typer.Option(8, min=1, help="Requests that run together."),
     seed: int = typer.Option(0, help="Seed of the sampling."),
+    dtype: str = typer.Option("auto", help="Type computed in: auto, float32, bfloat16 or float16."),
+    device: str = typer.Option("cpu", help="Torch device: cpu or cuda."),
     name: str = typer.Option("", help="Model name kept in the trace (default: the folder's name)."),
     source: str = typer.Option("", help="Where the text is from; kept in the trace."),
     date: str = typer.Option("", help="Date kept in the trace; no clock is read."),
@@ -49,7 +51,7 @@ def command(
         seed=seed,
     )
     texts = [Text(domain, content) for domain, content in map(_read, text)]
-    model, tokenizer = load_model(model_dir)
+    model, tokenizer = load_model(model_dir, dtype=dtype, device=device)
     said = source or f"text: {', '.join(t.domain for t in texts)}"
     trace = capture(
         model,

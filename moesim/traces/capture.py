@@ -22,6 +22,7 @@ from moesim.traces.description import DECODE, PREFILL, TraceInfo
 from moesim.traces.recorder import Recorder
 from moesim.traces.routing import RoutingTrace
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 INSTALL = "pip install moesim[capture]"
 Progress: TypeAlias = Callable[[int, int], None]
 
@@ -170,14 +171,26 @@ def capture(  # noqa: PLR0913 - each is a separate fact about the recording
     return _assembled(info, [rows[i] for i in range(len(prompts))], domain_of)
 
 
-def load_model(folder: Path) -> tuple[Any, Any]:
+def load_model(folder: Path, *, dtype: str = "auto", device: str = "cpu") -> tuple[Any, Any]:
     """Model and tokenizer of a local folder; safetensors only, no code from the folder.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``config.json``, ``*.safetensors`` and a tokenizer.
+    dtype : str
+        ``auto`` for the type of the weights, or ``float32``, ``bfloat16``, ``float16``. Rounding
+        may turn near ties of the router, so a trace is of the type it was captured with.
+    device : str
+        A torch device, ``cpu`` or ``cuda``.
 
     Raises
     ------
     InputError
         Not a folder with ``config.json``, no safetensors, or something transformers cannot load.
     """
+    if dtype not in DTYPES:
+        raise InputError.at("dtype", dtype, ", ".join(DTYPES))
     torch = _torch()
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
@@ -197,9 +210,9 @@ def load_model(folder: Path) -> tuple[Any, Any]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(folder), **local)
         model = AutoModelForCausalLM.from_pretrained(
-            str(folder), use_safetensors=True, dtype=torch.float32, **local
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+            str(folder), use_safetensors=True, dtype=dtype, **local
+        ).to(torch.device(device))
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
         raise InputError([Problem("", f"cannot be loaded: {_first_line(error)}", str(folder))]) from None
     return model.eval(), tokenizer
 

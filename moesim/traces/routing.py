@@ -228,10 +228,12 @@ class RoutingTrace:
         """
         experts, wide = self.num_experts, self.num_experts + 1
         pairs = np.zeros((max(0, self.num_layers - 1), experts, experts), np.int64)
-        for layer in range(self.num_layers - 1):
-            ids = np.minimum(self.expert_ids[:, layer : layer + 2], experts).astype(np.int64)
-            codes = ids[:, 0, :, None] * wide + ids[:, 1, None, :]
-            pairs[layer] = np.bincount(codes.ravel(), minlength=wide * wide).reshape(wide, wide)[:-1, :-1]
+        for start in range(0, self.num_tokens, CHUNK_TOKENS):
+            ids = np.minimum(self.expert_ids[start : start + CHUNK_TOKENS], experts).astype(np.int64)
+            for layer in range(self.num_layers - 1):
+                codes = ids[:, layer, :, None] * wide + ids[:, layer + 1, None, :]
+                square = np.bincount(codes.ravel(), minlength=wide * wide).reshape(wide, wide)
+                pairs[layer] += square[:-1, :-1]
         return pairs
 
 

@@ -13,7 +13,7 @@ from moesim.traces.store import verify_trace
 
 ROOT = Path(__file__).resolve().parents[3]
 CHECKPOINT = ROOT / "traces" / "tiny_olmoe" / "checkpoint"
-CODE = (ROOT / "tests" / "unit" / "traces" / "trace_samples.py").read_text()
+CODE = Path(__file__).read_text()
 PROSE = "In the beginning was the word, and the word was with the reader of this page. " * 40
 
 
@@ -45,7 +45,7 @@ def test_settings_out_of_range(wrong, word):
 def loaded():
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    return load_model(CHECKPOINT)
+    return load_model(CHECKPOINT, dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +144,18 @@ def test_dense_model_is_refused(loaded):
     model.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
     with pytest.raises(InputError, match="mixture-of-experts"):
         capture(model, loaded[1], [Text("prose", PROSE)], CaptureSettings())
+
+
+def test_own_type_of_the_weights_routes_almost_alike(loaded):
+    own = load_model(CHECKPOINT)
+    settings = CaptureSettings(sequence_tokens=128, max_tokens=128)
+    ids = [np.sort(capture(*m, [Text("prose", PROSE)], settings).expert_ids) for m in (loaded, own)]
+    assert own[0].dtype != loaded[0].dtype
+    assert (ids[0] == ids[1]).mean() > 0.9
+    with pytest.raises(InputError, match="accepted: auto, float32"):
+        load_model(CHECKPOINT, dtype="int4")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load_model(CHECKPOINT, device="no_such_device")
 
 
 def test_folder_without_model_is_refused(tmp_path):
