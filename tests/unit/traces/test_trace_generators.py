@@ -3,7 +3,7 @@ import pytest
 from trace_samples import public_trace, small_trace, trace_of
 
 from moesim.errors import InputError
-from moesim.traces import fit_skew, summarize
+from moesim.traces import fit_skew, summarize, write_trace
 from moesim.traces.fit import correlations, load_curve
 from moesim.traces.generators import generators
 from moesim.traces.generators.fitted_skew import FittedSkew, stretched_curve
@@ -16,7 +16,8 @@ SHAPES = [(1, 1, 1, 1), (5, 2, 4, 4), (300, 3, 16, 2), (70, 1, 300, 8)]
 
 @pytest.mark.parametrize("name", generators.names())
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_generator_keeps_the_contract(name, shape):
+def test_every_generator_keeps_the_contract(name, shape, monkeypatch):
+    monkeypatch.setattr("moesim.traces.fit.FIT_TOKENS", 256)
     tokens, layers, experts, top_k = shape
     made = generators.build(name).generate(*shape, np.random.default_rng(3))
     assert made.expert_ids.shape == (tokens, layers, top_k)
@@ -142,3 +143,18 @@ def test_fit_of_a_public_trace_reproduces_its_statistics():
         assert got[name] == pytest.approx(want[name], rel=0.1), name
     for name in ("imbalance_ratio", "rank_imbalance_ratio_8", "lru_hit_fraction_24"):
         assert got[name] == pytest.approx(want[name], rel=0.15), name
+
+
+def test_like_trace_carries_the_skew_of_its_source_to_another_shape(tmp_path):
+    true = FittedSkew(load_curve=(4.0, 1.5, 0.6, 0.2), context_strength=3.0, persistence=0.5)
+    source = true.generate(4096, 4, 32, 4, np.random.default_rng(0))
+    path = write_trace(tmp_path / "source.safetensors", source)
+    like = generators.build("like_trace", {"source": str(path)})
+    made = like.generate(4096, 6, 128, 8, np.random.default_rng(1))
+    assert made.expert_ids.shape == (4096, 6, 8)
+    assert "fitted to synthetic" in made.info.source
+    got, want = (gini_fraction(t.counts()).mean() for t in (made, source))
+    assert got == pytest.approx(want, abs=0.05)
+    assert correlations(made)[1] > 0.05
+    with pytest.raises(InputError, match="no file 'nowhere'"):
+        generators.build("like_trace", {"source": "nowhere"}).generate(10, 1, 4, 2, np.random.default_rng(0))
