@@ -262,9 +262,7 @@ def routed_lanes(built: Built, placement: Placement | None, num_batches: int) ->
             router = _Router(built, placement, stage, rows) if placement and rows else None
             lanes.append(
                 [
-                    Lane(
-                        _segments(scenario, stop - start), router.route(ids, start, stop) if router else None
-                    )
+                    Lane(_segments(scenario, start, stop), router.route(ids, start, stop) if router else None)
                     for start, stop in halves
                 ]
             )
@@ -286,14 +284,17 @@ def _halves(tokens: int, parts: int) -> list[tuple[int, int]]:
     return list(zip(edges[:-1], edges[1:], strict=True))
 
 
-def _segments(scenario: Scenario, tokens: int) -> tuple[Segment, ...]:
+def _segments(scenario: Scenario, start: int, stop: int) -> tuple[Segment, ...]:
+    """What tokens ``start`` to ``stop - 1`` of an attention group are: whole sequences, or a part of one."""
     batch = scenario.batch
+    tokens = stop - start
     if scenario.question == "decode_step":
         return (Segment.decode(tokens, batch.context_tokens),)
-    # a part of the step holds its share of the sequences
-    sequences = (batch.sequences_per_rank or 1) * tokens / batch.tokens_per_rank
-    sequences = max(sequences, 1.0)
-    return (Segment.prefill(sequences, tokens / sequences, batch.context_tokens),)
+    length = batch.tokens_per_rank / (batch.sequences_per_rank or 1)
+    if tokens >= length:
+        return (Segment.prefill(tokens / length, length, batch.context_tokens),)
+    # a piece of one sequence also sees what came before it
+    return (Segment.prefill(1, tokens, batch.context_tokens + start % length),)
 
 
 class _Router:
