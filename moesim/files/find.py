@@ -17,7 +17,7 @@ SUFFIXES = (".yaml", ".yml", ".json", ".safetensors")
 
 
 def data_folders(room: str) -> list[Path]:
-    """Existing folders that may hold ``room`` (``'hardware_profiles'``, ``'scenarios'``...), in search order."""
+    """Existing folders that may hold ``room`` (``'hardware_profiles'``, ``'scenarios'``), in search order."""
     extra = [Path(p) for p in os.environ.get("MOESIM_PATH", "").split(os.pathsep) if p]
     shipped = PACKAGE / "_data" if (PACKAGE / "_data").is_dir() else PACKAGE.parent
     candidates = [*(p / room for p in extra), *extra, Path.cwd() / room, shipped / room]
@@ -57,7 +57,8 @@ def find(
                 return path
     known = listed(room, suffixes=suffixes)
     searched = ", ".join(str(p) for p in data_folders(room)) or f"no folder {room!r}"
-    message = f"no file {name!r}{did_you_mean(name, known)}; searched: {searched}; known: {', '.join(known) or 'none'}"
+    hint = did_you_mean(name, known)
+    message = f"no file {name!r}{hint}; searched: {searched}; known: {', '.join(known) or 'none'}"
     raise InputError([Problem(field, message, where)])
 
 

@@ -53,7 +53,7 @@ class Tree:
         return Tree(self.data[key], inner, self.source)
 
     def merged(self, over: Tree, at: Keys = ()) -> Tree:
-        """This tree with ``over`` laid on top of the place ``at``; mappings merge, everything else replaces."""
+        """This tree with ``over`` laid over the place ``at``; mappings merge, everything else replaces."""
         result = Tree(copy.deepcopy(self.data), dict(self.positions), self.source)
         if at:
             over_data: Any = over.data

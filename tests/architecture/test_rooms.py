@@ -189,7 +189,7 @@ def test_help_imports_nothing_heavy():
         "result = CliRunner().invoke(app, ['--help'])\n"
         "assert result.exit_code == 0, result.output\n"
         "assert 'place' in result.output\n"
-        "heavy = {'numpy', 'pandas', 'matplotlib', 'scipy', 'networkx', 'pulp', 'torch', 'simpy', 'pydantic'}\n"
+        "heavy = {'numpy', 'pandas', 'matplotlib', 'scipy', 'networkx', 'pulp', 'torch', 'simpy'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

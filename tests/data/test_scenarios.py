@@ -1,4 +1,4 @@
-"""Every shipped scenario: loads, runs, agrees with itself, and both interpreters give the same picoseconds."""
+"""Every shipped scenario loads, runs, agrees with itself; both interpreters give the same picoseconds."""
 
 import json
 from pathlib import Path
