@@ -68,4 +68,6 @@ def listed(room: str, *, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix in suffixes and p.is_file())
+    """Files of a data folder and of its direct sub-folders; what lies deeper belongs to one of them."""
+    paths = [*folder.glob("*"), *folder.glob("*/*")]
+    return sorted(p for p in paths if p.suffix in suffixes and p.is_file())
