@@ -1,0 +1,1 @@
+"""Numbers to files: figures, pages and timelines. Computes no physics."""
