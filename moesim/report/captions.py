@@ -71,6 +71,8 @@ def traffic(document: Document) -> str:
     if total == 0:
         return "No tokens are dispatched: every rank holds every token already"
     share = f"{100 * out.sum() / total:.0f} % of {fmt_bytes(total)} a step crosses NICs"
+    if not out.sum():
+        share = f"All {fmt_bytes(total)} of a step stay in the scale-up fabric"
     ports = out if out.sum() else up
     sent = ports.sum(axis=1)
     busiest = int(sent.argmax())

@@ -10,7 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.report import captions
-from moesim.report.style import CATEGORIES, COLOURS, FAINT, HEAT, colour_of, new_figure, save_png, title
+from moesim.report.style import (
+    CATEGORIES,
+    COLOURS,
+    FAINT,
+    HEAT,
+    byte_ticks,
+    colour_of,
+    new_figure,
+    save_png,
+    title,
+)
 from moesim.units import fmt_bytes, fmt_seconds
 
 if TYPE_CHECKING:
@@ -39,7 +49,7 @@ def breakdown(document: Document) -> Figure | None:
     axes.xaxis.set_major_formatter(lambda value, _: fmt_seconds(value))
     axes.tick_params(axis="y", length=0)
     _legend(axes, {row["kind"] for row in rows})
-    title(axes, captions.breakdown(document))
+    title(figure, captions.breakdown(document))
     return figure
 
 
@@ -61,7 +71,7 @@ def sensitivity(document: Document) -> Figure | None:
     axes.axvline(0, color=FAINT, linewidth=0.8)
     axes.set_xlabel(f"change of {document['headline']} (%)")
     axes.tick_params(axis="y", length=0)
-    title(axes, captions.sensitivity(document))
+    title(figure, captions.sensitivity(document))
     return figure
 
 
@@ -79,7 +89,7 @@ def expert_load(document: Document) -> Figure | None:
     _layer_ticks(axes, view["layers"])
     axes.set_xlabel("experts of the layer, hottest first")
     figure.colorbar(image, ax=axes, label="tokens over the layer's mean", pad=0.015)
-    title(axes, captions.expert_load(document))
+    title(figure, captions.expert_load(document))
     return figure
 
 
@@ -88,24 +98,23 @@ def rank_load(document: Document) -> Figure | None:
     view = document["views"].get("rank_load")
     if view is None:
         return None
+    from matplotlib.colors import TwoSlopeNorm  # noqa: PLC0415
+
     variants = _distinct(view["variants"])
     ratios = [_over_mean(variant["tokens"]) for variant in variants]
     figure, axes = new_figure(
         min(4.4, 1.9 + 0.05 * len(ratios[0])), 1, len(variants), squeeze=False, sharey=True
     )
-    high = max(ratio.max() for ratio in ratios)
+    # white is the mean, blue reaches down to an empty rank
+    scale = TwoSlopeNorm(1.0, 0.0, max(*(ratio.max() for ratio in ratios), 1.001))
     for panel, variant, ratio in zip(axes[0], variants, ratios, strict=True):
-        image = panel.imshow(
-            ratio, aspect="auto", cmap="RdBu_r", interpolation="nearest", vmin=2 - high, vmax=high
-        )
+        image = panel.imshow(ratio, aspect="auto", cmap="RdBu_r", interpolation="nearest", norm=scale)
         mean = captions.mean_imbalance(variant["tokens"])
         panel.set_title(f"{variant['label']}: {mean:.2f}", fontsize=10, loc="left")
         panel.set_xlabel("rank")
     _layer_ticks(axes[0][0], view["layers"])
     figure.colorbar(image, ax=list(axes[0]), label="tokens over the mean rank", pad=0.015)
-    figure.suptitle(
-        "Load of each rank, and busiest over mean", x=0.01, ha="left", fontsize=11, fontweight="bold"
-    )
+    title(figure, "Load of each rank over the mean; beside each name the busiest, averaged over layers")
     return figure
 
 
@@ -128,7 +137,7 @@ def comparison(document: Document) -> Figure | None:
     left.tick_params(axis="y", length=0)
     if timed:
         _times(axes[0][1], rows, document["headline"])
-    figure.suptitle(captions.comparison(document), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    title(figure, captions.comparison(document))
     return figure
 
 
@@ -141,6 +150,7 @@ def _times(axes: Axes, rows: list[Any], headline: str) -> None:
         axes.text(metric["value"], place + 0.2, fmt_seconds(metric["value"]), ha="center", fontsize=9)
     axes.set_ylim(-0.5, len(metrics) - 0.3)
     axes.xaxis.set_major_formatter(lambda value, _: fmt_seconds(value))
+    axes.locator_params(axis="x", nbins=4)
     axes.set_xlabel(f"{headline} and its 80 % band")
     axes.tick_params(axis="y", length=0)
 
@@ -163,8 +173,10 @@ def traffic(document: Document) -> Figure | None:
         panel.set_xlabel(f"to {view['scope']}")
         panel.set_ylabel(f"from {view['scope']}")
         bar = figure.colorbar(image, ax=panel, shrink=0.78, pad=0.02)
-        bar.ax.yaxis.set_major_formatter(lambda value, _: fmt_bytes(value))
-    figure.suptitle(captions.traffic(document), x=0.01, ha="left", fontsize=11, fontweight="bold")
+        byte_ticks(bar.ax.yaxis, pairs.max())
+        if len(panels) == 1:
+            panel.set_anchor("W")
+    title(figure, captions.traffic(document))
     return figure
 
 
@@ -195,7 +207,7 @@ def timeline(document: Document) -> Figure | None:
     axes.set_xlim(0, view["end_s"] - view["start_s"])
     axes.xaxis.set_major_formatter(lambda value, _: fmt_seconds(value))
     _legend(axes, kinds, above=True)
-    title(axes, captions.timeline(document))
+    title(figure, captions.timeline(document))
     return figure
 
 
@@ -216,11 +228,11 @@ def memory(document: Document) -> Figure | None:
         left = left + size
     axes.axvline(view["capacity_bytes"], color=COLOURS["all_to_all"], linewidth=1.4)
     axes.set_xlim(0, view["capacity_bytes"] * 1.03)
-    axes.xaxis.set_major_formatter(lambda value, _: fmt_bytes(value))
+    byte_ticks(axes.xaxis, view["capacity_bytes"])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.legend(ncols=4, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0, -0.32))
-    title(axes, captions.memory(document))
+    axes.legend(ncols=4, frameon=False, fontsize=8.5, loc="upper left", bbox_to_anchor=(0, -0.35))
+    title(figure, captions.memory(document))
     return figure
 
 
@@ -272,5 +284,5 @@ def _legend(axes: Axes, kinds: set[str], *, above: bool = False) -> None:
     handles = [Patch(color=COLOURS[k], label=text) for k, text in CATEGORIES.items() if COLOURS[k] in colours]
     if len(handles) < 2:
         return
-    place = {"loc": "lower right", "bbox_to_anchor": (1, 1.0)} if above else {"loc": "lower right"}
+    place = {"loc": "lower right", "bbox_to_anchor": (1, 0.99)} if above else {"loc": "lower right"}
     axes.legend(handles=handles, frameon=False, fontsize=8.5, ncols=len(handles) if above else 1, **place)

@@ -16,7 +16,7 @@ GRADE_ORDER = ("assumed", "roofline", "fitted", "interpolated", "measured", "dat
 """Sources are listed with the weakest evidence first."""
 
 CAPTIONS = {
-    "breakdown": "Critical path of the median routed batch: the operations that take the step, one after another.",
+    "breakdown": "Critical path of the median routed batch: the operations that, in turn, take the step.",
     "sensitivity": "The same step with one property of the machine changed at a time.",
     "expert_load": "Mean tokens of each expert in a step, every layer sorted on its own.",
     "rank_load": "Expected tokens of each rank on traffic that no placement has seen.",
@@ -77,10 +77,10 @@ def _band(metric: Mapping[str, Any]) -> str:
 
 
 def _scatter(metric: Mapping[str, Any]) -> str:
-    low, high = metric.get("scatter_low"), metric.get("scatter_high")
-    if low is None or high is None or low == high:
+    if "scatter_low" not in metric:
         return ""
-    return f"{fmt_quantity(low, metric['unit'])} to {fmt_quantity(high, metric['unit'])}"
+    low, high = (fmt_quantity(metric[f"scatter_{end}"], metric["unit"]) for end in ("low", "high"))
+    return "" if low == high else f"{low} to {high}"
 
 
 def plain_value(value: Any) -> str:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesim.files import write_bytes
+from moesim.units import GIB, KIB, MIB, TIB, fmt_bytes
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 COLOURS = {
@@ -51,9 +52,6 @@ HEAT = "viridis"
 
 RC: Any = {
     "font.size": 9.5,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": FAINT,
@@ -85,9 +83,18 @@ def new_figure(height_in: float, rows: int = 1, columns: int = 1, **options: Any
     return figure, axes
 
 
-def title(axes: Axes, text: str) -> None:
-    """Message of a figure, above its axes."""
-    axes.set_title(text, loc="left", fontsize=11, fontweight="bold", pad=10)
+def title(figure: Figure, text: str) -> None:
+    """Message of a figure, at its top left."""
+    figure.suptitle(text, x=0.008, ha="left", fontsize=11, fontweight="bold")
+
+
+def byte_ticks(axis: Axis, high_bytes: float, most: int = 7) -> None:
+    """Ticks of ``axis`` from 0 to ``high_bytes`` at round binary sizes."""
+    rough = max(high_bytes, 1.0) / most
+    unit = next(size for size in (TIB, GIB, MIB, KIB, 1) if rough >= size or size == 1)
+    step = next(n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if n * unit >= rough) * unit
+    axis.set_ticks([place * step for place in range(int(high_bytes / step) + 1)])
+    axis.set_major_formatter(lambda value, _: fmt_bytes(value).replace(".00", "").replace(".0", ""))
 
 
 def svg_text(figure: Figure) -> str:

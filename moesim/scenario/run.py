@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from moesim.engine.critical_path import critical_path
 from moesim.metrics.breakdown import evidence_shares, path_breakdown
@@ -109,9 +110,11 @@ def _warnings(built: Built) -> list[str]:
     return warnings
 
 
-def _files(built: Built) -> list[str]:
-    """Files whose lines are behind the resolved tree, and the trace."""
-    files = [built.resolved.tree.source]
-    if built.scenario.routing and built.scenario.routing.trace:
-        files.append(built.scenario.routing.trace)
+def _files(built: Built) -> list[str | Path]:
+    """The scenario and what it names beside profiles and model: their lines are in the resolved tree."""
+    files: list[str | Path] = [built.resolved.tree.source]
+    if built.traffic is not None:
+        files += built.traffic.files
+    if built.scenario.placement.file is not None:
+        files.append(built.scenario.placement.file)
     return files

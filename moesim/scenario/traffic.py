@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +31,14 @@ class Traffic:
         No request is in both.
     warnings : tuple of str
         What the reader should know about the source.
+    files : tuple of Path
+        What was read.
     """
 
     fit: RoutingTrace
     held_out: RoutingTrace
     warnings: tuple[str, ...]
+    files: tuple[Path, ...] = ()
 
 
 def load_traffic(section: RoutingSection, model: ModelSpec, step_tokens: int, seed: int) -> Traffic:
@@ -47,8 +51,11 @@ def load_traffic(section: RoutingSection, model: ModelSpec, step_tokens: int, se
     """
     layers = len(model.moe_layers)
     warnings: list[str] = []
+    files: list[Path] = []
     if section.trace is not None:
-        trace = read_trace(find(section.trace, "traces", field="routing.trace", suffixes=(".safetensors",)))
+        path = find(section.trace, "traces", field="routing.trace", suffixes=(".safetensors",))
+        files.append(path)
+        trace = read_trace(path)
         if section.repeat_layers and trace.num_layers < layers:
             warnings.append(
                 f"the trace has {trace.num_layers} MoE layers, the model {layers}: they are repeated in order"
@@ -69,7 +76,7 @@ def load_traffic(section: RoutingSection, model: ModelSpec, step_tokens: int, se
         warnings.append(
             f"a step needs {step_tokens} tokens, held-out traffic has {held_out.num_tokens}: tokens repeat"
         )
-    return Traffic(fit, held_out, tuple(warnings))
+    return Traffic(fit, held_out, tuple(warnings), tuple(files))
 
 
 def sample_tokens(

@@ -1,0 +1,188 @@
+import gzip
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from typer.testing import CliRunner
+
+from moesim.cli.app import app
+from moesim.report.chrome_trace import excerpt, write_timeline
+from moesim.report.figures import FIGURES, write_figures
+from moesim.report.page import page_text
+from moesim.scenario.compare import compare_placements
+from moesim.scenario.resolve import resolve
+from moesim.scenario.run import run
+from moesim.scenario.schema import PlacementSection
+
+SMALL = [
+    "model=qwen3_30b_a3b",
+    "plan.attention_dp=16",
+    "plan.ep=16",
+    "routing.generator=zipf",
+    "routing.num_batches=1",
+    "batch.tokens_per_rank=8",
+    "dtypes.weights=bf16",
+    "dtypes.experts=bf16",
+    "bands.samples=4",
+]
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    sections = [PlacementSection(), PlacementSection(method="eplb", redundant_experts=16)]
+    return compare_placements(resolve("deepseek_v3_decode_h200x32", SMALL), sections)
+
+
+@pytest.fixture(scope="module")
+def document(outcome):
+    made = outcome.result.document()
+    made["views"]["timeline"] = excerpt(outcome.simulated.program, outcome.simulated.recorded)
+    return json.loads(json.dumps(made))
+
+
+class Checker(HTMLParser):
+    """Collects open tags; void elements need no end."""
+
+    VOID = frozenset({"meta", "br", "img", "path", "use", "rect", "line"})
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+        self.wrong = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append((tag, self.getpos()))
+
+
+@pytest.fixture(scope="module")
+def page(document):
+    return page_text([document, document], title="Two runs")
+
+
+def test_page_is_well_formed_and_self_contained(page):
+    checker = Checker()
+    checker.feed(page)
+    assert checker.wrong == []
+    assert checker.open == []
+    # names of XML vocabularies are not links
+    links = re.findall(r'(?:src|href)="(?!#)([^"]{0,60})', page)
+    assert all(link.startswith("data:image/png;base64,") for link in links), links
+    assert "<script" not in page
+    assert len(page) < 2_000_000
+
+
+def test_page_holds_answer_bands_sources_and_scenario(document, page):
+    assert document["answer"].split("(")[0] in page
+    for name in document["metrics"]:
+        assert name in page
+    assert "NVIDIA" in page
+    assert "tokens_per_rank: 8" in page
+    assert page.count("<figure") == 2 * len(FIGURES)
+
+
+def test_same_document_same_bytes(document):
+    assert page_text([document], title="x") == page_text([document], title="x")
+
+
+def test_hostile_strings_are_inert(document):
+    attack = "<script>alert(1)</script>"
+    changed = json.loads(json.dumps(document))
+    changed["title"] = changed["answer"] = changed["limiter"] = attack
+    changed["warnings"] = [attack]
+    changed["breakdown"][0]["name"] = attack
+    changed["sensitivity"][0]["label"] = attack
+    changed["views"]["comparison"][0]["label"] = attack
+    changed["scenario"][attack] = {attack: attack}
+    changed["sources"][0]["source"] = attack
+    assert "<script" not in page_text([changed], title=attack)
+
+
+def test_a_document_without_views_still_makes_a_page(document):
+    bare = {**document, "views": {}, "memory": {}, "sensitivity": [], "sources": []}
+    page = page_text([bare], title="bare")
+    assert page.count("<figure") == 1
+
+
+def test_figures_are_png_files_and_not_blank(document, tmp_path):
+    from matplotlib.image import imread
+
+    written = write_figures(document, tmp_path)
+    assert {path.stem for path in written} == set(FIGURES)
+    for path in written:
+        pixels = imread(path)[..., :3]
+        assert min(pixels.shape[:2]) > 100
+        assert pixels.std() > 0.02, path
+
+
+def test_timeline_opens_and_its_slices_never_overlap(outcome, tmp_path):
+    simulated = outcome.simulated
+    path = write_timeline(simulated.program, simulated.recorded, tmp_path / "t.json.gz")
+    again = write_timeline(simulated.program, simulated.recorded, tmp_path / "u.json.gz")
+    assert path.read_bytes() == again.read_bytes()
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    slices = [e for e in events if e["ph"] == "X"]
+    names = {(e["pid"], e["args"]["name"]) for e in events if e["name"] == "thread_name"}
+    assert (0, "compute") in names
+    assert (15, "comm") in names
+    tracks = {}
+    for event in slices:
+        tracks.setdefault((event["pid"], event["tid"]), []).append((event["ts"], event["ts"] + event["dur"]))
+    assert len(tracks) == 32
+    for spans in tracks.values():
+        spans.sort()
+        assert all(b[0] >= a[1] - 1e-6 for a, b in zip(spans, spans[1:], strict=False))
+    makespan_us = simulated.recorded.makespan_ps() / 1e6
+    assert max(e["ts"] + e["dur"] for e in slices) == pytest.approx(makespan_us)
+
+
+def test_run_writes_a_folder_and_report_draws_it_again(tmp_path):
+    runner = CliRunner()
+    out = tmp_path / "run"
+    result = runner.invoke(
+        app, ["run", "llama_3_1_70b_decode_h100x4", "--out", str(out), "--json", "--no-timing"]
+    )
+    assert result.exit_code == 0, result.output
+    names = {path.name for path in out.iterdir()}
+    assert {"run.json", "report.html", "timeline.json.gz", "breakdown.png"} <= names
+    page = (out / "report.html").read_bytes()
+    assert runner.invoke(app, ["report", str(out)]).exit_code == 0
+    assert (out / "report.html").read_bytes() == page
+    refused = runner.invoke(app, ["run", "llama_3_1_70b_decode_h100x4", "--out", str(out)])
+    assert refused.exit_code == 3
+    assert "--force" in refused.stderr
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"command": "place"}', '{"command": "run"}', "\x00\xff"])
+def test_report_of_something_else_is_one_clear_error(tmp_path, content):
+    (tmp_path / "run.json").write_text(content, encoding="latin-1")
+    result = CliRunner().invoke(app, ["report", str(tmp_path)])
+    assert result.exit_code == 3
+    assert "run.json" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"run.json"}
+
+
+def test_plain_run_imports_no_drawing(monkeypatch):
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfrom typer.testing import CliRunner\nfrom moesim.cli.app import app\n"
+        "r = CliRunner().invoke(app, ['run', 'llama_3_1_70b_decode_h100x4', '--json'])\n"
+        "assert r.exit_code == 0\n"
+        "print(sorted({'matplotlib', 'jinja2', 'pandas', 'torch', 'scipy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_run_of_a_dense_model_has_no_routing_views():
+    document = run(resolve("llama_3_1_70b_decode_h100x4", ["bands.samples=4"])).result.document()
+    assert document["views"] == {}
