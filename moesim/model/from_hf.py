@@ -155,7 +155,8 @@ def _grouped_query(
     heads = fields.count("num_heads")
     kv_heads = fields.count("num_kv_heads", heads)
     fields.require(heads % kv_heads == 0, "num_key_value_heads", kv_heads, f"a divisor of {heads} heads")
-    if not fields.has("head_dim"):
+    # a missing hidden size is told once, not again through what follows from it
+    if not fields.has("head_dim") and fields.has("hidden_size"):
         fields.require(
             hidden % heads == 0, "num_attention_heads", heads, f"a divisor of hidden_size {hidden}"
         )

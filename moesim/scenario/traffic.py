@@ -17,8 +17,8 @@ from moesim.traces import RoutingTrace, check_against, read_trace, repeat_layers
 from moesim.traces.description import PHASES
 from moesim.traces.generators import generators
 
-GENERATED_TOKENS = 4096
-"""Tokens that a generator is asked for at least."""
+GENERATED_TOKENS = (4096, 8192)
+"""Fewest and most tokens that a generator is asked for; a larger step meets them more than once."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def load_traffic(section: RoutingSection, model: ModelSpec, step_tokens: int, se
     else:
         assert section.generator is not None  # the schema demands one of the two
         generator = generators.build(section.generator, section.params, field="routing")
-        wanted = max(GENERATED_TOKENS, 2 * step_tokens)
+        wanted = min(max(GENERATED_TOKENS[0], 2 * step_tokens), GENERATED_TOKENS[1])
         rng = rng_for(seed, "routing/generator")
         trace = generator.generate(wanted, layers, model.num_experts, model.top_k, rng)
         warnings.append(f"routing is generated ({section.generator}), not recorded from {model.name}")
