@@ -128,7 +128,7 @@ def test_critical_path_goes_through_the_holder_of_a_resource():
 
 
 def test_critical_path_passes_holders_of_no_duration():
-    """Ranks 0 and 1 get it at 5 and hold it for no time: the path leads to rank 2, its holder till 5."""
+    """Ranks 0 and 1 get the link at 5 and hold it for no time: the path leads to rank 2, who held it."""
     program = Program(
         3,
         ("copy",),
