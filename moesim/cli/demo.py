@@ -58,8 +58,7 @@ def command(
 
 
 def _show(result: Result) -> None:
-    typer.echo("")
-    typer.echo(result.answer)
+    typer.echo(f"\n{result.title}\n{result.answer}")
     rows = []
     for row in result.views["comparison"]:
         time, rate = row["metrics"][result.headline], _rate(row["metrics"])
@@ -75,7 +74,7 @@ def _show(result: Result) -> None:
             ]
         )
     columns = ["placement", result.headline, "80 % band", "per device", "max/mean fit", "max/mean held out"]
-    table(result.title, [*columns, "gap to bound"], rows, right=[1, 3, 4, 5, 6])
+    table("Expert placements", [*columns, "gap to bound"], rows, right=[1, 3, 4, 5, 6])
     typer.echo(f"  limiter: {result.limiter}")
 
 
