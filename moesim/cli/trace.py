@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
-from moesim.cli.output import JSON_OPTION, emit_json, envelope, metric_rows, note, table
+from moesim.cli.output import JSON_OPTION, emit_json, envelope, metric_rows, table
+from moesim.cli.trace_common import FORCE, OUT, SEED, TRACE, assignment, loaded, refuse_existing, tell
+from moesim.cli.trace_convert import convert
 from moesim.errors import InputError, Problem
-
-if TYPE_CHECKING:
-    from moesim.traces import RoutingTrace
 
 app = typer.Typer(
     help="Show, summarise, generate and split routing traces.",
@@ -22,12 +21,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-TRACE = typer.Argument(help="Trace file, or the name of a bundled one.")
-OUT = typer.Option(..., "--out", help="Trace file to write.")
-FORCE = typer.Option(False, "--force", help="Overwrite existing files.")
+app.command()(convert)
+
 DOMAIN = typer.Option(None, help="Only tokens of this kind of text.")
 PHASE = typer.Option(None, help="Only 'prefill' or only 'decode' tokens.")
-SEED = typer.Option(0, min=0, help="Seed of everything random.")
 
 SHOWN_BATCH = 64
 """Batch whose distinct experts stand for the whole curve. [tokens]"""
@@ -37,20 +34,20 @@ _UNITS = {"mutual_information_nats": "nat", "dead_experts": "", "touched_experts
 @app.command()
 def show(trace: str = TRACE, as_json: bool = JSON_OPTION) -> None:
     """What a trace is of: model, shape, domains, phases, source."""
-    loaded = _loaded(trace)
-    info = loaded.info
-    domains = {name: int((loaded.domain_index == index).sum()) for index, name in enumerate(info.domains)}
+    found = loaded(trace)
+    info = found.info
+    domains = {name: int((found.domain_index == index).sum()) for index, name in enumerate(info.domains)}
     described: dict[str, Any] = {
         "model": info.model,
         "num_experts": info.num_experts,
-        "top_k": loaded.top_k,
+        "top_k": found.top_k,
         "layer_indices": list(info.layer_indices),
-        "requests": loaded.num_requests,
-        "tokens": loaded.num_tokens,
-        "prefill_tokens": int((loaded.phase == 0).sum()),
-        "decode_tokens": int((loaded.phase == 1).sum()),
+        "requests": found.num_requests,
+        "tokens": found.num_tokens,
+        "prefill_tokens": int((found.phase == 0).sum()),
+        "decode_tokens": int((found.phase == 1).sum()),
         "domain_tokens": domains,
-        "gate_weights": loaded.gate_weights is not None,
+        "gate_weights": found.gate_weights is not None,
         "evidence": info.evidence,
         "source": info.source,
         "date": info.date,
@@ -76,10 +73,10 @@ def stats(
     from moesim.evidence import rng_for  # noqa: PLC0415
     from moesim.traces import summarize  # noqa: PLC0415
 
-    loaded = _loaded(trace)
+    found = loaded(trace)
     if domain is not None or phase is not None:
-        loaded = loaded.select(domain=domain, phase=phase)
-    summary = summarize(loaded, rng_for(seed, "trace/stats"))
+        found = found.select(domain=domain, phase=phase)
+    summary = summarize(found, rng_for(seed, "trace/stats"))
     metrics = {name: {"value": value, "unit": _unit(name)} for name, value in summary.means().items()}
     layers = [
         {
@@ -90,7 +87,7 @@ def stats(
             "dead_experts": int(summary.dead_experts[i]),
             "repeat_fraction": float(summary.repeat_fraction[i]),
         }
-        for i, layer in enumerate(loaded.info.layer_indices)
+        for i, layer in enumerate(found.info.layer_indices)
     ]
     if as_json:
         metrics["gini"] = metrics.pop("gini_fraction")
@@ -99,7 +96,7 @@ def stats(
         return
     rows = [row[:2] for row in metric_rows(metrics)]
     table(
-        f"{loaded.num_tokens:,} tokens of {loaded.info.model}, mean over layers",
+        f"{found.num_tokens:,} tokens of {found.info.model}, mean over layers",
         ["statistic", "value"],
         rows,
         right=(1,),
@@ -129,16 +126,16 @@ def generate(
     from moesim.traces import fit_skew, write_trace  # noqa: PLC0415
     from moesim.traces.generators import generators  # noqa: PLC0415
 
-    _refuse_existing([out], force)
+    refuse_existing([out], force)
     if fit is not None:
         if generator != "fitted_skew" or param:
             raise InputError([Problem("--fit", "goes with generator 'fitted_skew' and without --param")])
-        maker: Any = fit_skew(_loaded(fit), rng_for(seed, "trace/fit"))
+        maker: Any = fit_skew(loaded(fit), rng_for(seed, "trace/fit"))
     else:
-        maker = generators.build(generator, dict(map(_assignment, param)))
+        maker = generators.build(generator, dict(map(assignment, param)))
     made = maker.generate(tokens, layers, experts, top_k, rng_for(seed, f"trace/{generator}"))
     write_trace(out, made)
-    _tell("trace generate", {"tokens": made.num_tokens, "requests": made.num_requests}, [out], as_json)
+    tell("trace generate", {"tokens": made.num_tokens, "requests": made.num_requests}, [out], as_json)
 
 
 @app.command()
@@ -153,19 +150,12 @@ def split(
     from moesim.traces import write_trace  # noqa: PLC0415
 
     files = [out / "fit.safetensors", out / "heldout.safetensors"]
-    _refuse_existing(files, force)
-    fit, heldout = _loaded(trace).split(fit_fraction)
+    refuse_existing(files, force)
+    fit, heldout = loaded(trace).split(fit_fraction)
     for path, part in zip(files, (fit, heldout), strict=True):
         write_trace(path, part)
     sizes = {"fit_tokens": fit.num_tokens, "heldout_tokens": heldout.num_tokens}
-    _tell("trace split", sizes, files, as_json)
-
-
-def _loaded(trace: str) -> RoutingTrace:
-    from moesim.files import find  # noqa: PLC0415
-    from moesim.traces import read_trace  # noqa: PLC0415
-
-    return read_trace(find(trace, "traces", field="trace", suffixes=(".safetensors",)))
+    tell("trace split", sizes, files, as_json)
 
 
 def _unit(name: str) -> str:
@@ -173,34 +163,3 @@ def _unit(name: str) -> str:
         if name.startswith(prefix):
             return unit
     return "ratio" if "_ratio" in name else "fraction"
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    from moesim.files import Tree, set_value  # noqa: PLC0415
-
-    tree = Tree({})
-    set_value(tree, text)
-    name, value = next(iter(tree.data.items()))
-    return name, value
-
-
-def _refuse_existing(files: list[Path], force: bool) -> None:
-    problems = [
-        Problem("--out", "exists; choose another name or give --force", str(path))
-        for path in files
-        if path.exists() and not force
-    ]
-    if problems:
-        raise InputError(problems)
-
-
-def _tell(command: str, sizes: dict[str, int], files: list[Path], as_json: bool) -> None:
-    metrics = {
-        name: {"value": size, "unit": "count" if name == "requests" else "tokens"}
-        for name, size in sizes.items()
-    }
-    if as_json:
-        emit_json(envelope(command, metrics=metrics, files=[str(path) for path in files]))
-        return
-    table("Routing trace", ["", ""], [row[:2] for row in metric_rows(metrics)], right=(1,))
-    note(f"wrote {', '.join(map(str, files))}; next: moesim trace stats {files[0]}")

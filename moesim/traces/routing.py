@@ -146,7 +146,7 @@ class RoutingTrace:
         """
         if not 0.0 < fit_fraction < 1.0:
             raise InputError.at("fit_fraction", fit_fraction, "a number between 0 and 1, both excluded")
-        starts = self._request_starts()
+        starts = self.request_starts()
         dealt = np.zeros(starts.size, np.bool_)
         domain = np.asarray(self.domain_index)[starts]
         for index in np.unique(domain):
@@ -163,7 +163,7 @@ class RoutingTrace:
             raise InputError([Problem("split", message)])
         return self.take(rows), self.take(~rows)
 
-    def _request_starts(self) -> NDArray[np.int64]:
+    def request_starts(self) -> NDArray[np.int64]:
         """Row at which each request begins, ``(requests,)``."""
         return np.concatenate(([0], 1 + np.flatnonzero(np.diff(self.request_index)))).astype(np.int64)
 

@@ -42,7 +42,9 @@ _DTYPES = {
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
 
 
-def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+def read_tensors(
+    path: Path, *, max_tensors: int = MAX_TENSORS
+) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """Tensors of a file as read-only memory-mapped views, and its free text.
 
     Raises
@@ -62,8 +64,8 @@ def read_tensors(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     text = document.pop("__metadata__", {})
     if not isinstance(text, dict) or not all(isinstance(v, str) for v in text.values()):
         _refuse(path, "__metadata__ is not a mapping of words to words")
-    if len(document) > MAX_TENSORS:
-        _refuse(path, f"header names {len(document)} tensors; accepted: at most {MAX_TENSORS}")
+    if len(document) > max_tensors:
+        _refuse(path, f"header names {len(document)} tensors; accepted: at most {max_tensors}")
     spans = {name: _span(name, entry, size_bytes - start, path) for name, entry in document.items()}
     _check_cover(spans, size_bytes - start, path)
     if size_bytes == start:

@@ -29,7 +29,7 @@ HOMES = {
     "simpy": {"engine"},
     "matplotlib": {"report"},
     "jinja2": {"report"},
-    "torch": {"traces/capture.py"},
+    "torch": {"traces/capture.py", "traces/torch_file.py"},
     "transformers": {"traces/capture.py"},
     "pulp": {"placement"},
     "highspy": {"placement"},
