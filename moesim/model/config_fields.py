@@ -69,7 +69,6 @@ class ConfigFields:
             if isinstance(nested, dict):
                 self.data.update({k: v for k, v in nested.items() if k not in self.data})
         self.problems: list[Problem] = []
-        self.missing: list[str] = []
 
     @property
     def model_type(self) -> str:
@@ -96,7 +95,6 @@ class ConfigFields:
             if default is not None:
                 return default
             spellings = " or ".join(ALIASES.get(name, (name,)))
-            self.missing.append(spellings)
             self.problems.append(Problem(self._path(spellings), "missing (required)", self.tree.source))
             return 1
         value = self.data[key]
@@ -142,7 +140,7 @@ class ConfigFields:
             If anything was missing or wrong.
         """
         if self.problems:
-            raise InputError(self.problems, source=self.tree.source)
+            raise InputError(dict.fromkeys(self.problems), source=self.tree.source)
 
     def unknown_structure(self, known: Iterable[str], signs: Iterable[str]) -> list[str]:
         """Keys outside ``known`` whose name contains one of ``signs``: they may change the structure."""
