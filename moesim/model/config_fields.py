@@ -6,7 +6,6 @@ problem; :meth:`ConfigFields.check` raises them together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from moesim.errors import InputError, Problem
@@ -111,15 +110,30 @@ class ConfigFields:
             return default
         return value
 
-    def per_layer(self, key: str, num_layers: int) -> list[Any] | None:
-        """List with one entry a layer, or None when absent or not a list."""
-        value = self.raw(key)
-        if not isinstance(value, list):
+    def per_layer(
+        self, key: str, num_layers: int, values: tuple[Any, ...], *, or_count: bool = False
+    ) -> list[Any] | None:
+        """List with one of ``values`` a layer; None when absent (or a plain number, if ``or_count``)."""
+        found = self.raw(key)
+        if found is None or (or_count and isinstance(found, int)):
             return None
-        if len(value) < num_layers:
-            self.note(key, f"{len(value)} entries", f"one for each of {num_layers} layers")
+        if not isinstance(found, list) or len(found) < num_layers:
+            got = f"{len(found)} entries" if isinstance(found, list) else found
+            self.note(key, got, f"a list with an entry for each of {num_layers} layers")
             return None
-        return value
+        strange = next((entry for entry in found[:num_layers] if entry not in values), None)
+        if strange is not None:
+            self.note(key, strange, f"one of {', '.join(map(str, values))} for each layer")
+            return None
+        return found[:num_layers]
+
+    def indices(self, key: str) -> set[int]:
+        """Layer numbers listed under a published key; none by default."""
+        found = self.raw(key, [])
+        if not isinstance(found, list) or not all(type(index) is int for index in found):
+            self.note(key, found, "a list of layer numbers")
+            return set()
+        return set(found)
 
     def note(self, key: str, got: object, accepted: str) -> None:
         """Remember a problem with one value."""
@@ -142,14 +156,20 @@ class ConfigFields:
         if self.problems:
             raise InputError(dict.fromkeys(self.problems), source=self.tree.source)
 
-    def unknown_structure(self, known: Iterable[str], signs: Iterable[str]) -> list[str]:
-        """Keys outside ``known`` whose name contains one of ``signs``: they may change the structure."""
-        names = set(known)
-        return sorted(
-            k
-            for k, v in self.data.items()
-            if k not in names and v not in (None, False, 0, [], {}) and any(sign in k for sign in signs)
-        )
-
     def _path(self, key: str) -> str:
         return ".".join((*self.prefix, key))
+
+
+def layer_count(fields: ConfigFields, name: str, default: int | None = None) -> int:
+    """Number of layers called ``name``, not more than :data:`LAYERS_MAX`."""
+    number = fields.count(name, default)
+    fields.require(number <= LAYERS_MAX, fields.key_of(name) or name, number, f"at most {LAYERS_MAX}")
+    return min(number, LAYERS_MAX)
+
+
+def expert_counts(fields: ConfigFields, default_top_k: int | None = None) -> tuple[int, int]:
+    """Routed experts, and how many of them a token chooses."""
+    num_experts, top_k = fields.count("num_experts"), fields.count("top_k", default_top_k)
+    accepted = f"at most {num_experts} experts"
+    fields.require(top_k <= num_experts, fields.key_of("top_k") or "top_k", top_k, accepted)
+    return num_experts, top_k

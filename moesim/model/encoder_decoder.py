@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from moesim.model.attention import GroupedQueryAttention
-from moesim.model.config_fields import ConfigFields
+from moesim.model.config_fields import ConfigFields, expert_counts, layer_count
 from moesim.model.spec import DenseFfn, Ffn, LayerSpec, ModelSpec, MoeSpec
 
 
@@ -27,7 +27,7 @@ def encoder_decoder_model(fields: ConfigFields, name: str, published: dict[str, 
     self_attention = GroupedQueryAttention(heads, heads, head_dim, head_dim)
     encoder_attention = replace(self_attention, causal=False)
     cross = replace(self_attention, cross=True)
-    moe = MoeSpec(fields.count("num_experts"), fields.count("top_k", 1), width, gated=gated)
+    moe = MoeSpec(*expert_counts(fields, default_top_k=1), width, gated=gated)
     dense = DenseFfn(width, gated)
 
     def stack(num_layers: int, num_sparse: int, *, encoder: bool) -> list[LayerSpec]:
@@ -41,8 +41,8 @@ def encoder_decoder_model(fields: ConfigFields, name: str, published: dict[str, 
                 result.append(LayerSpec(self_attention, ffn, 3 * hidden, cross_attention=cross))
         return result
 
-    num_encoder = fields.count("num_layers")
-    num_decoder = fields.count("num_decoder_layers", num_encoder)
+    num_encoder = layer_count(fields, "num_layers")
+    num_decoder = layer_count(fields, "num_decoder_layers", num_encoder)
     layers = [
         *stack(num_encoder, fields.count("num_sparse_encoder_layers", least=0), encoder=True),
         *stack(num_decoder, fields.count("num_sparse_decoder_layers", least=0), encoder=False),

@@ -20,7 +20,7 @@ from moesim.model.attention import (
     LatentAttention,
     Mamba,
 )
-from moesim.model.config_fields import ALIASES, LAYERS_MAX, ConfigFields
+from moesim.model.config_fields import ALIASES, ConfigFields, expert_counts, layer_count
 from moesim.model.families import FAMILIES, GENERIC, NOT_STRUCTURE, STRUCTURE_SIGNS, Family
 from moesim.model.spec import Convention, DenseFfn, Ffn, LayerSpec, ModelSpec, MoeSpec, Published
 
@@ -28,6 +28,7 @@ _NEEDED = ("num_layers", "hidden_size", "vocab_size", "num_heads", "num_kv_heads
 _NEEDED_MOE = ("num_experts", "top_k", "expert_width")
 _LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention")
 _CONVENTIONS: tuple[Convention, ...] = ("all", "without_input_embedding", "without_embeddings")
+_NOTHING = (None, False, 0, [], {})
 _COUNT = re.compile(r"(\d+(?:\.(\d+))?)\s*([MBT]?)")
 _SCALE = {"": 0, "M": 6, "B": 9, "T": 12}
 
@@ -56,10 +57,8 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
         from moesim.model.encoder_decoder import encoder_decoder_model  # noqa: PLC0415 - rarely needed
 
         return encoder_decoder_model(fields, name or fields.model_type, _published(fields))
-    num_layers = fields.count("num_layers")
-    fields.require(num_layers <= LAYERS_MAX, "num_hidden_layers", num_layers, f"at most {LAYERS_MAX}")
+    num_layers = layer_count(fields, "num_layers")
     hidden = fields.count("hidden_size")
-    num_layers = min(num_layers, LAYERS_MAX)
     mixers = _mixers(fields, family, num_layers, hidden)
     ffns = _ffns(fields, family, num_layers)
     norms = family.norms_per_layer * hidden * (2 if family.norm_bias else 1)
@@ -90,7 +89,11 @@ def _generic_family(fields: ConfigFields) -> Family:
     needed = [*_NEEDED, *(_NEEDED_MOE if is_moe else ())]
     absent = [" or ".join(ALIASES[n]) for n in needed if not fields.has(n)]
     known = {key for keys in ALIASES.values() for key in keys} | NOT_STRUCTURE
-    strange = fields.unknown_structure(known, STRUCTURE_SIGNS)
+    strange = sorted(
+        key
+        for key, value in fields.data.items()
+        if key not in known and value not in _NOTHING and any(sign in key for sign in STRUCTURE_SIGNS)
+    )
     if not absent and not strange:
         return GENERIC
     kind = fields.model_type
@@ -104,13 +107,13 @@ def _generic_family(fields: ConfigFields) -> Family:
 
 
 def _mixers(fields: ConfigFields, family: Family, num_layers: int, hidden: int) -> list[Attention]:
-    types = fields.per_layer("layer_types", num_layers)
     if family.mamba:
         period, offset = fields.count("attn_layer_period"), fields.count("attn_layer_offset", least=0)
         full, mamba = _grouped_query(fields, family, hidden, None), _mamba(fields, hidden)
         return [full if i % period == offset else mamba for i in range(num_layers)]
     if family.latent:
         return [_latent(fields)] * num_layers
+    types = fields.per_layer("layer_types", num_layers, _LAYER_TYPES)
     windows = _windows(fields, family, num_layers, types)
     by_window = {w: _grouped_query(fields, family, hidden, w) for w in set(windows)}
     mixers: list[Attention] = [by_window[w] for w in windows]
@@ -128,15 +131,13 @@ def _windows(
 ) -> list[int | None]:
     """Window of each layer, from the layer types, a family's pattern, or one setting for all."""
     if types is not None:
-        for kind in set(types) - set(_LAYER_TYPES):
-            fields.note("layer_types", kind, f"one of {', '.join(_LAYER_TYPES)}")
         by_type = {
             "sliding_attention": fields.count("window") if "sliding_attention" in types else None,
             "chunked_attention": fields.count("attention_chunk_size")
             if "chunked_attention" in types
             else None,
         }
-        return [by_type.get(str(types[i])) for i in range(num_layers)]
+        return [by_type.get(kind) for kind in types]
     if family.chunked_every is not None:
         chunk = fields.count("attention_chunk_size")
         return [None if (i + 1) % family.chunked_every == 0 else chunk for i in range(num_layers)]
@@ -204,11 +205,12 @@ def _gated_delta(fields: ConfigFields) -> GatedDeltaNet:
 
 
 def _mamba(fields: ConfigFields, hidden: int) -> Mamba:
+    automatic = -(-hidden // 16)
     return Mamba(
         hidden * fields.count("mamba_expand"),
         fields.count("mamba_d_state"),
         fields.count("mamba_d_conv"),
-        fields.count("mamba_dt_rank", -(-hidden // 16)),
+        automatic if fields.raw("mamba_dt_rank") == "auto" else fields.count("mamba_dt_rank", automatic),
     )
 
 
@@ -224,8 +226,7 @@ def _ffns(fields: ConfigFields, family: Family, num_layers: int) -> list[Ffn]:
 
 
 def _moe(fields: ConfigFields, family: Family) -> MoeSpec:
-    num_experts, top_k = fields.count("num_experts"), fields.count("top_k")
-    fields.require(top_k <= num_experts, "num_experts_per_tok", top_k, f"at most {num_experts} experts")
+    num_experts, top_k = expert_counts(fields)
     width = fields.count("expert_width") if fields.has("expert_width") else fields.count("width")
     shared = fields.count("num_shared_experts", family.num_shared_experts, least=0)
     if fields.has("shared_width") and fields.count("shared_width", least=0) > 0:
@@ -251,19 +252,19 @@ def _moe(fields: ConfigFields, family: Family) -> MoeSpec:
 
 def _is_sparse(fields: ConfigFields, family: Family, num_layers: int) -> list[bool]:
     """Which layers have routed experts."""
-    types = fields.per_layer("mlp_layer_types", num_layers)
+    types = fields.per_layer("mlp_layer_types", num_layers, ("dense", "sparse"))
     if types is not None:
-        return [t == "sparse" for t in types[:num_layers]]
-    listed = fields.per_layer("moe_layer_freq", num_layers)
+        return [t == "sparse" for t in types]
+    listed = fields.per_layer("moe_layer_freq", num_layers, (0, 1), or_count=True)
     if listed is not None:
-        return [bool(x) for x in listed[:num_layers]]
+        return [bool(x) for x in listed]
     if fields.has("expert_layer_period"):
         period, offset = fields.count("expert_layer_period"), fields.count("expert_layer_offset", least=0)
         return [i % period == offset for i in range(num_layers)]
     first = fields.count("first_k_dense_replace", 0, least=0)
     every = fields.count("moe_layer_freq", 1)
     step = fields.count(family.sparse_step_key, 1)
-    dense = set(fields.raw("mlp_only_layers", []))
+    dense = fields.indices("mlp_only_layers")
     return [
         i >= first and i % every == 0 and (i + 1) % step == 0 and i not in dense for i in range(num_layers)
     ]

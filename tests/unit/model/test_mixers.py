@@ -3,8 +3,10 @@
 import pytest
 
 from moesim.errors import InputError
-from moesim.model import FORMATS, Dtypes, bytes_per_element, load
+from moesim.files import Tree, read_tree
+from moesim.model import FORMATS, Dtypes, bytes_per_element, from_hf, load
 from moesim.model.layer_ops import attention_ops
+from moesim.model.load import BUNDLED
 from moesim.model.ops import AttentionDecode, Segment, Sharding
 from moesim.model.parameters import (
     active_parameters,
@@ -69,6 +71,11 @@ def test_delta_net_prefill_costs_more_work_per_token_but_touches_the_state_once(
 
 def test_mamba_state():
     assert load("jamba_v0_1").layers[0].attention.state_bytes() == 8192 * 16 * 4 + 3 * 8192 * 2
+
+
+def test_automatic_step_rank_of_mamba():
+    fields = read_tree(BUNDLED / "jamba_v0_1.json").data
+    assert from_hf(Tree(fields | {"mamba_dt_rank": "auto"})).layers == load("jamba_v0_1").layers
 
 
 def test_indexer_limits_what_attention_reads_but_scores_everything():
