@@ -28,7 +28,7 @@ _NEEDED = ("num_layers", "hidden_size", "vocab_size", "num_heads", "num_kv_heads
 _NEEDED_MOE = ("num_experts", "top_k", "expert_width")
 _LAYER_TYPES = ("full_attention", "sliding_attention", "chunked_attention", "linear_attention")
 _CONVENTIONS: tuple[Convention, ...] = ("all", "without_input_embedding", "without_embeddings")
-_NOTHING = (None, False, 0, [], {})
+_NOTHING: tuple[Any, ...] = (None, False, 0, [], {})
 _COUNT = re.compile(r"(\d+(?:\.(\d+))?)\s*([MBT]?)")
 _SCALE = {"": 0, "M": 6, "B": 9, "T": 12}
 
