@@ -104,7 +104,7 @@ def expert_op(
     """Grouped feed-forward of the routed experts on one of ``moe_tp`` ranks."""
     width = -(-moe.expert_width // moe_tp)
     return GroupedExperts(
-        "experts", hidden, width, moe.gated, dtypes.experts, dtypes.activations, num_local_experts
+        "experts", hidden, width, moe.gated, dtypes.experts, dtypes.activations, num_local_experts, moe.top_k
     )
 
 

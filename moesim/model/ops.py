@@ -133,6 +133,8 @@ class GroupedExperts:
         Two input matrices (gate and up) instead of one.
     num_local_experts : int
         Physical experts on the rank. [-]
+    top_k : int
+        Experts that a token chooses: what the kernel writes of a token is summed over them. [-]
     """
 
     name: str
@@ -142,6 +144,7 @@ class GroupedExperts:
     weight_dtype: str
     activation_dtype: str
     num_local_experts: int
+    top_k: int = 1
 
     @property
     def num_up_matrices(self) -> int:

@@ -1,0 +1,124 @@
+"""The best cost model that there is evidence for: fits of the device, of the nearest one, the roofline."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moesim.errors import InputError
+from moesim.files import find, listed, read_tree, validated
+from moesim.hardware import load_device
+from moesim.hardware.schema import Device
+from moesim.kernels.cost import KernelCost, RooflineCost
+from moesim.kernels.fit_file import DeviceFits, fitted_devices, load_fits
+from moesim.kernels.fitted import FittedCost
+
+TRANSFER_ROOM = "calibration/transfer"
+TRANSFER_FILE = "leave_one_out"
+
+SAME_ARCHITECTURE = 0.05
+"""Two devices whose arithmetic differs by less than this (ln) run the same kernels alike."""
+
+NEAR = 1.5
+"""Farther than this (ln of the datasheet figures) nothing is transferred."""
+
+
+class Transfer(BaseModel):
+    """Errors of fits moved to a device that they were not made on, measured leaving one out.
+
+    Attributes
+    ----------
+    same_architecture, other : dict
+        ``{family: sigma}`` for a target whose arithmetic is that of the source; for any other. [-]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: int
+    same_architecture: dict[str, float] = Field(min_length=1)
+    other: dict[str, float] = Field(min_length=1)
+    sources: dict[str, str]
+
+
+def cost_of(device: Device, engine: str = "default") -> KernelCost:
+    """Cost model of a device.
+
+    Fits of its own; else those of the nearest measured GPU with the wider band that was
+    measured when transferring; else the roofline.
+
+    Parameters
+    ----------
+    device : Device
+        Matched by name; its own datasheet figures are used, so that changed ones change the times.
+    engine : str
+        Whose kernels: an engine of the file of fits.
+
+    Raises
+    ------
+    InputError
+        The file of fits is broken, or does not know the engine.
+    """
+    roofline = RooflineCost(device)
+    if device.name in fitted_devices():
+        fits = _fits(device.name)
+        fits.chosen(engine)
+        return FittedCost(device, fits, roofline, engine)
+    near = nearest_fitted(device)
+    if near is None:
+        return roofline
+    fits = _fits(near)
+    usable = engine if engine in fits.engines else "default"
+    least = transfer_sigma(device, load_device(near))
+    return FittedCost(device, fits, roofline, usable, least)
+
+
+def nearest_fitted(device: Device) -> str | None:
+    """Measured GPU whose datasheet is nearest, or None where none is near.
+
+    Only between GPUs was the error of a transfer measured: nothing else is transferred.
+    """
+    known: dict[str, Device] = {}
+    if device.kind != "gpu" or not listed(TRANSFER_ROOM):
+        return None
+    for name in fitted_devices():
+        try:
+            known[name] = load_device(name)
+        except InputError:
+            continue  # fits of a device that is described elsewhere
+    distances = {n: _distance(device, d) for n, d in known.items() if d.kind == device.kind}
+    near = min(distances, key=lambda n: (distances[n], n), default=None)
+    return near if near is not None and distances[near] < NEAR else None
+
+
+def transfer_sigma(target: Device, source: Device) -> dict[str, float]:
+    """Least sigma of each family when fits of ``source`` answer for ``target``."""
+    transfer = _transfer()
+    is_same = _arithmetic(target, source) < SAME_ARCHITECTURE
+    return transfer.same_architecture if is_same else transfer.other
+
+
+@lru_cache
+def _transfer() -> Transfer:
+    return validated(Transfer, read_tree(find(TRANSFER_FILE, TRANSFER_ROOM)))
+
+
+@lru_cache
+def _fits(name: str) -> DeviceFits:
+    return load_fits(name)
+
+
+def _arithmetic(left: Device, right: Device) -> float:
+    peaks = [d.dense_peak_flops_per_s("bf16") / d.num_units for d in (left, right)]
+    return abs(math.log(peaks[0] / peaks[1]))
+
+
+def _distance(left: Device, right: Device) -> float:
+    """Sum of |ln ratio| of the peak of a unit, of the units, and of the bandwidth; formats both lack."""
+    units = abs(math.log(left.num_units / right.num_units))
+    bandwidths = [d.main_memory.bandwidth_bytes_per_s for d in (left, right)]
+    formats = set(left.peak_flops_per_s) ^ set(right.peak_flops_per_s)
+    return (
+        _arithmetic(left, right) + units + abs(math.log(bandwidths[0] / bandwidths[1])) + 0.1 * len(formats)
+    )

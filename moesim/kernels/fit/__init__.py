@@ -1,0 +1,1 @@
+"""Fitting physical forms to measured tables (needs the calibration extra)."""

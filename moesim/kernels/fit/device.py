@@ -1,0 +1,125 @@
+"""All fits of one device from its measured tables, and which kernel source stands for each datatype."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from moesim.errors import InputError
+from moesim.hardware.schema import Device
+from moesim.kernels.fit.optimise import LEAST_ROWS
+from moesim.kernels.fit.protocol import fit_table
+from moesim.kernels.fit_file import DeviceFits, Fit
+from moesim.kernels.forms.families import FORMS, variant_of
+from moesim.kernels.measured import MeasuredTable
+
+ENGINE_ORDER = ("vllm", "sglang", "trtllm")
+"""Whose kernels stand for a datatype when no engine is named."""
+
+USABLE_APE = 0.2
+"""A fit worse than this stands for a datatype only when there is no other."""
+
+Note = Callable[[str], None]
+
+
+def fit_device(
+    tables: Iterable[MeasuredTable],
+    device: Device,
+    *,
+    side_fits: bool = True,
+    note: Note = lambda text: None,
+) -> DeviceFits:
+    """Fits of every table with a physical form.
+
+    Parameters
+    ----------
+    tables : iterable of MeasuredTable
+        Tables of other families are passed over; launches give ``launch_s``.
+    device : Device
+        Datasheet figures.
+    side_fits : bool
+        Also count errors on unseen and on larger shapes.
+    note : callable
+        Told a line about each fit, and about each table that was passed over.
+
+    Raises
+    ------
+    InputError
+        A table is of another device; or no table could be fitted.
+    """
+    fits: list[Fit] = []
+    sources: dict[str, str] = {}
+    launch_s = None
+    for table in tables:
+        if table.device != device.name:
+            raise InputError.at("device", table.device, device.name, where=table.name)
+        if table.family == "launch":
+            launch_s = float(np.median(table.seconds / table.columns["num_kernels"]))
+        if table.family not in FORMS:
+            continue
+        evidence = _evidence(table)
+        sources[f"{table.family}/{table.dtype}/{table.source}"] = evidence
+        variants = variant_of(table)
+        for variant in np.unique(variants):
+            part = table.at(variants == variant)
+            if part.num_rows < LEAST_ROWS:
+                note(f"{table.name}: {part.num_rows} rows are too few to fit (at least {LEAST_ROWS})")
+                continue
+            fits.append(
+                fit_table(
+                    part, device, variant=str(variant), evidence=evidence, side_fits=side_fits, note=note
+                )[0]
+            )
+    if not fits:
+        message = f"no measured table of {device.name} has enough rows of a family with a form"
+        raise InputError(message)
+    fitted = {f"{f.family}/{f.dtype}/{f.source}" for f in fits}
+    return DeviceFits(
+        device=device.name,
+        launch_s=launch_s,
+        engines=engines_of(fits),
+        fits=tuple(fits),
+        sources={key: text for key, text in sources.items() if key in fitted},
+    )
+
+
+def engines_of(fits: Iterable[Fit]) -> dict[str, dict[str, str]]:
+    """``{engine: {"family/dtype": source}}`` with the best covered source of each, and ``default``."""
+    by_kernel: dict[str, dict[str, list[Fit]]] = {}
+    for fit in fits:
+        by_kernel.setdefault(f"{fit.family}/{fit.dtype}", {}).setdefault(fit.source, []).append(fit)
+    engines: dict[str, dict[str, str]] = {"default": {}}
+    for kernel, sources in sorted(by_kernel.items()):
+        ranked = sorted(sources, key=lambda source: _rank(sources[source]))
+        for source in ranked:
+            engines.setdefault(engine_of(source), {}).setdefault(kernel, source)
+        usable = [s for s in ranked if _is_usable(sources[s])] or ranked
+        engines["default"][kernel] = min(usable, key=lambda s: (_preference(s), _rank(sources[s])))
+    return engines
+
+
+def engine_of(source: str) -> str:
+    """Engine that a kernel source belongs to: ``vllm`` of ``vllm/triton``."""
+    return source.partition("/")[0]
+
+
+def _rank(fits: list[Fit]) -> tuple[bool, float]:
+    """Smaller is better: usable fits first, then those that saw more rows."""
+    return not _is_usable(fits), -sum(fit.num_rows for fit in fits)
+
+
+def _is_usable(fits: list[Fit]) -> bool:
+    ape = [f.held_out.median_ape for f in fits if f.held_out is not None]
+    return not any(fit.choice.get("eager", False) for fit in fits) and max(ape, default=0.0) <= USABLE_APE
+
+
+def _preference(source: str) -> int:
+    engine = engine_of(source)
+    return ENGINE_ORDER.index(engine) if engine in ENGINE_ORDER else len(ENGINE_ORDER)
+
+
+def _evidence(table: MeasuredTable) -> str:
+    shown = ("package", "release", "gpu", "host", "driver", "torch", "date", "rows_left_out")
+    facts = [f"{key} {table.provenance[key]}" for key in shown if key in table.provenance]
+    return f"fitted: {table.num_rows} measured rows; " + ", ".join(facts)

@@ -1,0 +1,200 @@
+"""From a measured table to a fit whose errors were counted on rows that it did not see.
+
+Three splits, each with a fit of its own: *random* (30 % of the rows; these parameters are the ones
+kept), *new shapes* (weight or head shapes held out as a whole), *larger shapes* (fit on the smaller
+half by datasheet time, tested on the largest fifth).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.evidence import rng_for
+from moesim.hardware.schema import Device
+from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, fit_rows, predict_s
+from moesim.kernels.fit_file import REGIMES, Fit, Regime, Score
+from moesim.kernels.forms.families import form_of
+from moesim.kernels.forms.regime import regime_of
+from moesim.kernels.measured import MeasuredTable
+
+TRAIN_FRACTION = 0.3
+SMALL_TABLE_ROWS = 200
+SMALL_TRAIN_FRACTION = 0.5
+"""Of a small table half is fitted."""
+
+PROTOCOL_ROWS = 700
+"""Rows of the side fits; they only serve to count errors."""
+
+OUTLIER = 0.7
+"""|ln residual| of a row that is called an outlier and counted, never silently left out of a score."""
+
+BAND_FRACTION = 0.8
+BAND_Z = 1.2815515655446004
+"""Standard normal quantile of 90 %: half-width of the 80 % band in sigmas."""
+
+LEAST_REGIME_ROWS = 25
+LEAST_SIGMA = 0.02
+
+
+def fit_table(
+    table: MeasuredTable,
+    device: Device,
+    *,
+    variant: str = "",
+    evidence: str,
+    side_fits: bool = True,
+    note: Callable[[str], None] = lambda text: None,
+) -> tuple[Fit, Solution]:
+    """Fit of one kernel, with its held-out errors.
+
+    Raises
+    ------
+    InputError
+        Too few rows.
+    """
+    train, test = random_split(table)
+    solution = fit_rows(table.at(train), device)
+    sigma = regime_sigma(solution, table.at(train), device)
+    residuals = _residuals(solution, table.at(train), device)
+    new_shapes = larger = None
+    ratio = 1.5
+    if side_fits:
+        new_shapes = _side_score(table, device, shape_split(table))
+        larger = _side_score(table, device, size_split(table, device))
+        if larger is not None:
+            ratio = larger[1]
+    note(f"{table.name} {variant}: fitted on {int(train.sum())} of {table.num_rows} rows")
+    return (
+        Fit(
+            family=table.family,
+            dtype=table.dtype,
+            source=table.source,
+            variant=variant,
+            parameters={
+                n: float(v) for n, v in asdict(solution.parameters).items() if n in _free(table, solution)
+            },
+            choice=asdict(solution.choice),
+            sigma=sigma,
+            seen=_seen(table.at(train)),
+            larger_sigma_ratio=ratio,
+            num_rows=table.num_rows,
+            num_fitted_rows=int(train.sum()),
+            num_dropped_rows=int((np.abs(residuals) > OUTLIER).sum()),
+            held_out=score(solution, table.at(test), device, sigma) if test.any() else None,
+            new_shapes=new_shapes[0] if new_shapes else None,
+            larger_shapes=larger[0] if larger else None,
+            evidence=evidence,
+        ),
+        solution,
+    )
+
+
+def regimes(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.str_]:
+    """What bounds each row: ``launch``, ``memory`` or ``compute``."""
+    form = form_of(table.family)
+    machine = form.machine(device, table.dtype)
+    parts = form.seconds(form.work(table.columns, table.dtype), machine, solution.parameters, solution.choice)
+    return regime_of(parts, solution.parameters.launch_s)
+
+
+def regime_sigma(solution: Solution, table: MeasuredTable, device: Device) -> dict[Regime, float]:
+    """Sigma by regime, such that the 80 % band holds 80 % of the residuals; pooled where rows are few.
+
+    Tails are heavier than a normal distribution's: the sigma that covers is not the standard deviation.
+    """
+    error = np.abs(_residuals(solution, table, device))
+    kinds = regimes(solution, table, device)
+    pooled = covering_sigma(error)
+    sigma: dict[Regime, float] = {}
+    for regime in REGIMES:
+        own = error[kinds == regime]
+        sigma[regime] = covering_sigma(own) if len(own) >= LEAST_REGIME_ROWS else pooled
+    return sigma
+
+
+def covering_sigma(absolute_error: NDArray[np.float64]) -> float:
+    """Sigma whose 80 % band holds 80 % of the errors, a little more when there are few."""
+    few = min(BAND_FRACTION * (1 + 1 / max(len(absolute_error), 1)), 1.0)
+    return max(float(np.quantile(absolute_error, few)) / BAND_Z, LEAST_SIGMA)
+
+
+def score(
+    solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float], widen: float = 1.0
+) -> Score:
+    """Errors of a solution on rows; the band is ``widen`` times as wide."""
+    error = _residuals(solution, table, device)
+    kinds = regimes(solution, table, device)
+    width = np.select([kinds == r for r in REGIMES], [sigma[r] for r in REGIMES], 0.0)
+    ape = np.abs(np.expm1(error))
+    return Score(
+        num_rows=table.num_rows,
+        median_ape=float(np.median(ape)),
+        p90_ape=float(np.quantile(ape, 0.9)),
+        bias=float(np.median(error)),
+        coverage=float(np.mean(np.abs(error) <= BAND_Z * widen * width)),
+    )
+
+
+def random_split(table: MeasuredTable) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of the rows to fit and to test, the same ones each time."""
+    fraction = TRAIN_FRACTION if table.num_rows >= SMALL_TABLE_ROWS else SMALL_TRAIN_FRACTION
+    count = max(int(round(fraction * table.num_rows)), min(LEAST_ROWS, table.num_rows))
+    chosen = rng_for(0, f"calibration/split/{table.name}").permutation(table.num_rows)[:count]
+    train = np.zeros(table.num_rows, dtype=bool)
+    train[chosen] = True
+    return train, ~train
+
+
+def shape_split(table: MeasuredTable) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks with whole weight or head shapes on either side."""
+    names = form_of(table.family).shape_columns
+    if not names:
+        return np.zeros(table.num_rows, dtype=bool), np.zeros(table.num_rows, dtype=bool)
+    shapes = np.stack([table.columns[n] for n in names], axis=1)
+    _, which = np.unique(shapes, axis=0, return_inverse=True)
+    which = which.reshape(-1)
+    order = rng_for(0, f"calibration/shapes/{table.name}").permutation(which.max() + 1)
+    held_out = order[: max(int(round(TRAIN_FRACTION * len(order))), 1)]
+    test = np.isin(which, held_out)
+    return ~test, test
+
+
+def size_split(table: MeasuredTable, device: Device) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of the smaller half and the largest fifth by the time a datasheet would give."""
+    form = form_of(table.family)
+    machine = form.machine(device, table.dtype)
+    parts = form.seconds(form.work(table.columns, table.dtype), machine, form.parameters(), form.choice())
+    size = np.maximum(parts.memory_s, parts.compute_s)
+    return size <= np.quantile(size, 0.5), size > np.quantile(size, 0.8)
+
+
+def _side_score(
+    table: MeasuredTable, device: Device, split: tuple[NDArray[np.bool_], NDArray[np.bool_]]
+) -> tuple[Score, float] | None:
+    """Score of a fit on other rows, with the band of that fit, and the widening that would cover 80 %."""
+    train, test = split
+    if train.sum() < LEAST_REGIME_ROWS or test.sum() < LEAST_ROWS:
+        return None
+    own = fit_rows(table.at(train), device, max_rows=PROTOCOL_ROWS)
+    sigma = regime_sigma(own, table.at(train), device)
+    kinds = regimes(own, table.at(test), device)
+    width = np.select([kinds == r for r in REGIMES], [sigma[r] for r in REGIMES], 0.0)
+    needed = covering_sigma(np.abs(_residuals(own, table.at(test), device)) / width)
+    return score(own, table.at(test), device, sigma), float(np.clip(needed, 1.0, 4.0))
+
+
+def _residuals(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.float64]:
+    """ln(predicted / measured), ``(num_rows,)``."""
+    return np.asarray(np.log(predict_s(solution, table, device)) - np.log(table.seconds))
+
+
+def _free(table: MeasuredTable, solution: Solution) -> tuple[str, ...]:
+    return form_of(table.family).free(solution.choice)
+
+
+def _seen(table: MeasuredTable) -> dict[str, tuple[float, float]]:
+    return {n: (float(c.min()), float(c.max())) for n, c in table.columns.items() if c.dtype.kind == "f"}

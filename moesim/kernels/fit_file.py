@@ -1,0 +1,213 @@
+"""What a fit is and the file that holds a device's fits (made by ``moesim calibrate fit``, not by hand)."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from ruamel.yaml import YAML
+
+from moesim.errors import InputError
+from moesim.evidence import Grade
+from moesim.files import find, listed, read_tree, validated
+from moesim.files.write import write_text
+from moesim.kernels.forms.families import FORMS
+from moesim.kernels.measured import FAMILIES
+
+ROOM = "calibration/fits"
+HEAD = "# Made by `moesim calibrate`; do not edit: fit again instead.\n"
+
+Regime: TypeAlias = Literal["launch", "memory", "compute"]
+REGIMES: tuple[Regime, ...] = ("launch", "memory", "compute")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Score(_Frozen):
+    """Errors on rows that no parameter saw.
+
+    Attributes
+    ----------
+    num_rows : int
+        Rows tested. [-]
+    median_ape, p90_ape : float
+        Quantiles of |predicted - measured| / measured. [-]
+    bias : float
+        Median of ln(predicted / measured). [-]
+    coverage : float
+        Fraction of rows inside the 80 % band. [-]
+    """
+
+    num_rows: int = Field(ge=0)
+    median_ape: float
+    p90_ape: float
+    bias: float
+    coverage: float
+
+
+class Fit(_Frozen):
+    """One kernel's parameters and what is known of their errors.
+
+    Attributes
+    ----------
+    family, dtype, source : str
+        As of the measured table. Empty ``variant``, or the part of the rows it is for.
+    parameters, choice : dict
+        Of the family's form.
+    sigma : dict
+        Standard deviation of ln(measured / predicted) by regime, from held-in residuals. [-]
+    seen : dict
+        ``{column: (least, most)}`` of the rows fitted.
+    larger_sigma_ratio : float
+        How much wider the band must be beyond the shapes seen. [-]
+    num_rows, num_fitted_rows, num_dropped_rows : int
+        Of the table; that entered the optimiser; that were called outliers by it. [-]
+    held_out : Score
+        Random rows of the table.
+    new_shapes, larger_shapes : Score, optional
+        Other fits of the same form, tested on whole unseen weight or head shapes; on the largest fifth
+        after fitting the smaller half.
+    """
+
+    family: str
+    dtype: str
+    source: str
+    variant: str = ""
+    parameters: dict[str, float]
+    choice: dict[str, bool | int | str] = Field(default_factory=dict)
+    sigma: dict[Regime, float]
+    seen: dict[str, tuple[float, float]]
+    larger_sigma_ratio: float = Field(default=1.5, ge=1)
+    num_rows: int
+    num_fitted_rows: int
+    num_dropped_rows: int = 0
+    held_out: Score | None = None
+    new_shapes: Score | None = None
+    larger_shapes: Score | None = None
+    evidence: str
+
+    @model_validator(mode="after")
+    def _of_its_form(self) -> Fit:
+        if self.family not in FORMS:
+            message = f"family {self.family!r} has no physical form; accepted: {', '.join(FORMS)}"
+            raise ValueError(message)
+        form = FORMS[self.family]
+        for part, given, accepted in (
+            ("parameters", self.parameters, [f.name for f in fields(form.parameters)]),
+            ("choice", self.choice, [f.name for f in fields(form.choice)]),
+            ("seen", self.seen, FAMILIES[self.family]),
+        ):
+            unknown = sorted(set(given) - set(accepted))
+            if unknown:
+                message = f"{part}: unknown {', '.join(unknown)}; accepted: {', '.join(accepted)}"
+                raise ValueError(message)
+        return self
+
+    @property
+    def key(self) -> str:
+        """``family/dtype/source[/variant]``."""
+        return "/".join(part for part in (self.family, self.dtype, self.source, self.variant) if part)
+
+    def parameter_values(self) -> Any:
+        """Parameters as the form takes them."""
+        return FORMS[self.family].parameters(**self.parameters)
+
+    def choice_values(self) -> Any:
+        """Discrete choices as the form takes them."""
+        return FORMS[self.family].choice(**self.choice)
+
+
+class DeviceFits(_Frozen):
+    """All fits of one device.
+
+    Attributes
+    ----------
+    device : str
+        Name of the device profile, and of the file.
+    grade : str
+        What estimates from them may claim.
+    launch_s : float, optional
+        Measured time between two empty kernels. [s]
+    engines : dict
+        ``{engine: {"family/dtype": kernel source}}``; ``default`` is used when no engine is named.
+    fits : list
+        One a kernel.
+    sources : dict
+        Where the measured rows came from.
+    """
+
+    schema_version: Literal[1] = 1
+    device: str
+    grade: Grade = "fitted"
+    launch_s: float | None = None
+    engines: dict[str, dict[str, str]]
+    fits: tuple[Fit, ...]
+    sources: dict[str, str]
+
+    @model_validator(mode="after")
+    def _engines_have_fits(self) -> DeviceFits:
+        known = {f"{f.family}/{f.dtype}/{f.source}" for f in self.fits}
+        for engine, kernels in self.engines.items():
+            for kernel, source in kernels.items():
+                if f"{kernel}/{source}" not in known:
+                    message = f"engines.{engine}: no fit for {kernel} of source {source!r}"
+                    raise ValueError(message)
+        return self
+
+    def chosen(self, engine: str = "default") -> dict[tuple[str, str], list[Fit]]:
+        """``{(family, dtype): fits of the chosen kernel source, one a variant}``.
+
+        Raises
+        ------
+        InputError
+            Unknown engine.
+        """
+        if engine not in self.engines:
+            raise InputError.at("engine", engine, ", ".join(self.engines), where=f"fits of {self.device}")
+        kernels = self.engines["default"] | self.engines[engine]
+        chosen: dict[tuple[str, str], list[Fit]] = {}
+        for fit in self.fits:
+            if kernels.get(f"{fit.family}/{fit.dtype}") == fit.source:
+                chosen.setdefault((fit.family, fit.dtype), []).append(fit)
+        return chosen
+
+
+def load_fits(device: str) -> DeviceFits:
+    """Fits of a device by name or path.
+
+    Raises
+    ------
+    InputError
+        Not found, or not such a file: every problem with its line.
+    """
+    return validated(DeviceFits, read_tree(find(device, ROOM, field="device")))
+
+
+def fitted_devices() -> list[str]:
+    """Devices with a file of fits, sorted."""
+    return listed(ROOM, suffixes=(".yaml",))
+
+
+def write_fits(path: Path, fits: DeviceFits) -> Path:
+    """Write a file of fits; the same fits give the same bytes."""
+    yaml = YAML()
+    yaml.default_flow_style = None
+    yaml.width = 100
+    document = fits.model_dump(mode="json", exclude_none=True)
+    buffer = io.StringIO()
+    yaml.dump(_rounded(document), buffer)
+    return write_text(path, HEAD + buffer.getvalue())
+
+
+def _rounded(node: Any) -> Any:
+    """Four significant digits: more than the fit can tell, and readable."""
+    if isinstance(node, dict):
+        return {key: _rounded(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [_rounded(value) for value in node]
+    return float(f"{node:.4g}") if isinstance(node, float) else node
