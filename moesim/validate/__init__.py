@@ -1,0 +1,1 @@
+"""Measured runs beside predictions; nothing here is ever fitted to."""
