@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from moesim.errors import InputError, Problem
 from moesim.evidence import rng_for
 from moesim.files import Tree, find
-from moesim.kernels.cost import KernelCost, RooflineCost
+from moesim.hardware.schema import Cluster
+from moesim.kernels.choose import cost_of
+from moesim.kernels.cost import KernelCost
 from moesim.memory.ledger import Ledger, Occupancy
 from moesim.memory.remedy import Question
 from moesim.memory.remedy import check as check_memory
@@ -37,6 +39,11 @@ class Machine:
 
     cost: KernelCost
     fabric: Fabric
+
+
+def machine_of(cluster: Cluster, num_ranks: int) -> Machine:
+    """Costs and link classes of the first ``num_ranks`` devices of a cluster."""
+    return Machine(cost_of(cluster.node.device), Fabric.of(cluster, num_ranks))
 
 
 @dataclass(frozen=True)
@@ -181,8 +188,7 @@ def build(resolved: Resolved) -> Built:
         step_tokens = scenario.batch.tokens_per_rank * plan.attention_dp
         traffic = load_traffic(scenario.routing, model, step_tokens, scenario.seed)
         problem, solution = _placed(scenario, traffic, plan)
-    cluster = scenario.cluster
-    machine = Machine(RooflineCost(cluster.node.device), Fabric.of(cluster, plan.num_devices))
+    machine = machine_of(scenario.cluster, plan.num_devices)
     return Built(resolved, model, plan, dtypes, overlap, machine, memory, ledger, traffic, problem, solution)
 
 

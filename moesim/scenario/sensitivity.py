@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from moesim.hardware.schema import Cluster
-from moesim.kernels.cost import RooflineCost
 from moesim.kernels.histogram import ExpertLoad
-from moesim.network.fabric import Fabric
 from moesim.network.traffic import PortTokens
-from moesim.scenario.build import Built, Machine
+from moesim.scenario.build import Built, Machine, machine_of
 from moesim.scenario.result import Sensitivity
 from moesim.scenario.simulate import times_of
 from moesim.steps.layers import Lane
@@ -44,11 +42,6 @@ def knobs_of(cluster: Cluster) -> Iterator[Knob]:
         yield Knob(f"node.scale_up.{bandwidth}", "scale-up link bandwidth x2")
     if cluster.node.nic is not None and cluster.num_domains > 1:
         yield Knob(f"node.nic.{bandwidth}", "NIC bandwidth x2")
-
-
-def machine_of(cluster: Cluster, num_ranks: int) -> Machine:
-    """Costs and link classes of a cluster."""
-    return Machine(RooflineCost(cluster.node.device), Fabric.of(cluster, num_ranks))
 
 
 def sensitivities(
