@@ -21,7 +21,9 @@ def measure(
     ] = None,
     on: Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one.")] = None,
     family: Annotated[list[str] | None, typer.Option(help="Only this family; repeats.")] = None,
-    dtype: Annotated[list[str] | None, typer.Option(help="bf16, fp16 or fp32; repeats.")] = None,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="fp32, bf16, fp16, fp8 or int8_x_int8; repeats.")
+    ] = None,
     model: Annotated[
         list[Path] | None, typer.Option(help="Model folder whose whole steps are timed instead; repeats.")
     ] = None,
@@ -34,41 +36,30 @@ def measure(
             [Problem("torch", "not installed; accepted: pip install 'moesim[capture]'")]
         ) from None
     from moesim.hardware.load import load_device  # noqa: PLC0415
+    from moesim.kernels.harness.command import bar, tell  # noqa: PLC0415
     from moesim.kernels.harness.models import measure_models  # noqa: PLC0415
-    from moesim.kernels.harness.output import file_of  # noqa: PLC0415
     from moesim.kernels.harness.run import run  # noqa: PLC0415
 
     name = load_device(device).name
     folder = out or Path("calibration") / "measurements" / name
     where = on or ("cuda" if torch.cuda.is_available() else "cpu")
     if model:
-        from moesim.kernels.harness.machine import provenance  # noqa: PLC0415
-
-        path = file_of(folder, provenance(where, name)["date"], "step")
-        written = [measure_models(list(model), path, name=name, device=where, progress=_tell)]
+        one = (dtype or ["fp32"])[0]
+        written = measure_models(list(model), folder, name=name, device=where, dtype=one, progress=tell)
     else:
-        written = run(
-            folder,
-            minutes=minutes,
-            name=name,
-            device=where,
-            dtypes=dtype,
-            families=family,
-            progress=_progress,
-        )
+        try:
+            written = run(
+                folder,
+                minutes=minutes,
+                name=name,
+                device=where,
+                dtypes=dtype,
+                families=family,
+                progress=bar,
+            )
+        except ValueError as error:
+            raise InputError([Problem("--family", str(error).removeprefix("family: "))]) from None
     if sys.stderr.isatty():
-        sys.stderr.write("\n")
+        typer.echo("", err=True)
     for path in written:
         typer.echo(str(path))
-
-
-def _progress(done: int, left: int, minutes: float, family: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{done} done, {left} left, {minutes:.1f} min  {family:<20}")
-        sys.stderr.flush()
-
-
-def _tell(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r{text:<60}")
-        sys.stderr.flush()

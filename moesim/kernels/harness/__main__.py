@@ -7,6 +7,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).parent.parent))
     __package__ = Path(__file__).parent.name
 
-from .run import main  # noqa: E402, TID252 - the folder also runs outside the package
+from .command import main  # noqa: E402, TID252 - the folder also runs outside the package
 
-main()
+if __name__ == "__main__":
+    main()

@@ -27,6 +27,10 @@ class Case:
         ``build(copies) -> calls``: that many copies of the work on memory of their own.
     working_bytes : float
         Memory that one copy touches: decides how many copies outgrow the cache.
+    labels : dict
+        Feature columns that are words.
+    threads : int, optional
+        CPU threads to use; all of them by default.
     """
 
     family: str
@@ -35,8 +39,8 @@ class Case:
     features: Mapping[str, float]
     build: Callable[[int], list[Call]]
     working_bytes: float = 0.0
-    labels: dict[str, str] = field(default_factory=dict)
-    """Feature columns that are words."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    threads: int | None = None
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -47,13 +51,20 @@ class Case:
 
 
 def interleaved(lists: Iterable[Iterable[Case]]) -> list[Case]:
-    """Cases of several families in turn, so that a short budget still sees all of them."""
+    """Cases of several families in turn, so that a short budget still sees all of them.
+
+    A family with fewer cases is spread over the whole schedule, from its beginning on.
+    """
     columns = [list(cases) for cases in lists]
     longest = max((len(column) for column in columns), default=0)
     order = []
     for place in range(longest):
         for column in columns:
-            # a long family is thinned over the whole schedule instead of trailing at its end
-            low, high = place * len(column) // longest, (place + 1) * len(column) // longest
+            low, high = (-(-turn * len(column) // longest) for turn in (place, place + 1))
             order += column[low:high]
     return order
+
+
+def clones(tensor: Any, copies: int) -> list[Any]:
+    """The same numbers in that many places of memory."""
+    return [tensor, *(tensor.clone() for _ in range(copies - 1))]

@@ -1,4 +1,4 @@
-"""Dense GEMM, router, element-wise and launch cases."""
+"""Dense GEMM in every datatype, router, and launch cases."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from .cases import Call, Case
+from .cases import Call, Case, clones
 from .shapes import log_points
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1, "fp8": 1}
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8_x_int8": 1, "fp8": 1}
+NARROW = ("int8_x_int8", "fp8")
+"""Datatypes of the dense GEMM only."""
 
 
 def torch_dtype(name: str) -> Any:
@@ -20,29 +22,54 @@ def torch_dtype(name: str) -> Any:
 
 
 def gemm(device: str, dtypes: list[str], count: int, largest: float) -> Iterator[Case]:
-    """``y[rows, n] = x[rows, k] w[n, k]^T`` by ``torch.nn.functional.linear``, skinny to square."""
+    """``y[rows, n] = x[rows, k] w[n, k]^T``, skinny to square; also on one CPU thread."""
     import torch
 
+    gpu = device.startswith("cuda")
     ranges: dict[str, tuple[float, float]] = {"rows": (1, 4096), "n": (64, 8192), "k": (64, 8192)}
-    if device.startswith("cuda"):
+    if gpu:
         ranges = {"rows": (1, 16384), "n": (256, 28672), "k": (256, 28672)}
-    for shape in log_points(count, ranges, {"n": 16, "k": 16}):
+    several = not gpu and torch.get_num_threads() > 1
+    for number, shape in enumerate(log_points(count, ranges, {"n": 16, "k": 16})):
         rows, n, k = shape["rows"], shape["n"], shape["k"]
         if 2.0 * rows * n * k > largest:
             continue
+        features = {"rows": rows, "n": n, "k": k, "count": 1}
         for name in dtypes:
-            dtype = torch_dtype(name)
-
-            def build(
-                copies: int, rows: int = rows, n: int = n, k: int = k, dtype: Any = dtype
-            ) -> list[Call]:
-                x = torch.randn(rows, k, device=device).to(dtype)
-                weights = [torch.randn(n, k, device=device).mul_(k**-0.5).to(dtype) for _ in range(copies)]
-                return [partial(torch.nn.functional.linear, x, w) for w in weights]
-
             size = (n * k + rows * (n + k)) * BYTES[name]
-            features = {"rows": rows, "n": n, "k": k, "count": 1}
-            yield Case("gemm", "torch_linear", name, features, build, size)
+            build = _narrow(device, name, rows, n, k) if name in NARROW else _wide(device, name, rows, n, k)
+            source = {"int8_x_int8": "torch_int_mm", "fp8": "torch_scaled_mm"}.get(name, "torch_linear")
+            yield Case("gemm", source, name, features, build, size)
+            if several and number % 4 == 0:
+                yield Case("gemm", f"{source}_1_thread", name, features, build, size, threads=1)
+
+
+def _wide(device: str, name: str, rows: int, n: int, k: int) -> Any:
+    import torch
+
+    def build(copies: int) -> list[Call]:
+        x = torch.randn(rows, k, device=device).to(torch_dtype(name))
+        weight = torch.randn(n, k, device=device).mul_(k**-0.5).to(torch_dtype(name))
+        return [partial(torch.nn.functional.linear, x, w) for w in clones(weight, copies)]
+
+    return build
+
+
+def _narrow(device: str, name: str, rows: int, n: int, k: int) -> Any:
+    """Operands already quantised: the multiplication alone."""
+    import torch
+
+    def build(copies: int) -> list[Call]:
+        if name == "int8_x_int8":
+            x, w = (torch.randint(-9, 9, s, device=device, dtype=torch.int8) for s in ((rows, k), (n, k)))
+            return [partial(torch._int_mm, x, weight.t()) for weight in clones(w, copies)]
+        eight = torch.float8_e4m3fn
+        x, w = (torch.randn(*s, device=device).to(eight) for s in ((rows, k), (n, k)))
+        one = torch.ones((), device=device)
+        scales = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
+        return [partial(torch._scaled_mm, x, weight.t(), **scales) for weight in clones(w, copies)]
+
+    return build
 
 
 def router(device: str, dtype_name: str, count: int) -> Iterator[Case]:
@@ -63,46 +90,17 @@ def router(device: str, dtype_name: str, count: int) -> Iterator[Case]:
             top_k: int = top_k,
         ) -> list[Call]:
             x = torch.randn(tokens, hidden, device=device).to(dtype)
-            gates = [torch.randn(experts, hidden, device=device).to(dtype) for _ in range(copies)]
+            gates = torch.randn(experts, hidden, device=device).to(dtype)
 
             def choose(gate: Any) -> Any:
                 scores = torch.nn.functional.linear(x, gate).float().softmax(dim=-1)
-                return torch.topk(scores, top_k, dim=-1)
+                weights, chosen = torch.topk(scores, top_k, dim=-1)
+                return weights / weights.sum(dim=-1, keepdim=True), chosen
 
-            return [partial(choose, gate) for gate in gates]
+            return [partial(choose, gate) for gate in clones(gates, copies)]
 
         features = {"tokens": tokens, "hidden": hidden, "num_experts": experts, "top_k": top_k}
         yield Case("router", "torch_topk", dtype_name, features, build, hidden * experts * BYTES[dtype_name])
-
-
-def elementwise(device: str, dtype_name: str, count: int) -> Iterator[Case]:
-    """Residual addition and RMS norm: four rows of the model's width moved a token."""
-    import torch
-
-    dtype = torch_dtype(dtype_name)
-    for shape in log_points(count, {"tokens": (1, 8192), "hidden": (128, 8192)}, {"hidden": 16}):
-        tokens, hidden = shape["tokens"], shape["hidden"]
-
-        def build(copies: int, tokens: int = tokens, hidden: int = hidden) -> list[Call]:
-            weight = torch.ones(hidden, device=device).to(dtype)
-            pairs = [
-                (
-                    torch.randn(tokens, hidden, device=device).to(dtype),
-                    torch.randn(tokens, hidden, device=device).to(dtype),
-                )
-                for _ in range(copies)
-            ]
-
-            def norm(x: Any, residual: Any) -> Any:
-                total = x + residual
-                wide = total.float()
-                scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
-                return total, weight * (wide * scale).to(dtype)
-
-            return [partial(norm, *pair) for pair in pairs]
-
-        moved = 4.0 * tokens * hidden * BYTES[dtype_name]
-        yield Case("elementwise", "torch_eager_norm", dtype_name, {"moved_bytes": moved}, build, moved / 2)
 
 
 def launch(device: str) -> Iterator[Case]:
@@ -110,7 +108,7 @@ def launch(device: str) -> Iterator[Case]:
     import torch
 
     def build(copies: int) -> list[Call]:
-        values = [torch.zeros(1, device=device) for _ in range(copies)]
-        return [partial(value.add_, 1.0) for value in values]
+        value = torch.zeros(1, device=device)
+        return [partial(one.add_, 1.0) for one in clones(value, copies)]
 
     yield Case("launch", "torch_add", "fp32", {"num_kernels": 1}, build)

@@ -6,45 +6,53 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-from .cases import Call, Case
+from .cases import Call, Case, clones
 from .dense import BYTES, torch_dtype
 from .shapes import expert_counts, log_points
 
 TILES = (16, 32, 64, 128)
 HISTOGRAMS = ((0.0, 1.0), (0.8, 1.0), (1.2, 0.7), (0.8, 0.35))
 """Skew and share of experts touched: balanced, typical, skewed, few touched."""
+TOP_K = (1, 2, 4, 8)
 
 
 def experts(device: str, dtype_name: str, count: int, largest_bytes: float) -> Iterator[Case]:
     """Gate, up, activation, down for each expert: a loop over touched experts, or one grouped kernel."""
     import torch
 
-    ranges = {"rows": (1, 16384), "hidden": (128, 4096), "width": (64, 4096), "num_experts": (4, 128)}
-    if not device.startswith("cuda"):
-        ranges = {"rows": (1, 4096), "hidden": (128, 2048), "width": (48, 1536), "num_experts": (4, 64)}
+    gpu = device.startswith("cuda")
+    ranges = {"rows": (1, 16384), "hidden": (128, 4096), "width": (48, 4096), "num_experts": (4, 128)}
+    if not gpu:
+        ranges = {"rows": (1, 8192), "hidden": (128, 2048), "width": (48, 2048), "num_experts": (4, 64)}
     multiples = {"hidden": 16, "width": 16, "num_experts": 4}
-    has_grouped = device.startswith("cuda") and hasattr(torch, "_grouped_mm") and dtype_name == "bf16"
+    has_grouped = gpu and hasattr(torch, "_grouped_mm") and dtype_name == "bf16"
     for number, shape in enumerate(log_points(count, ranges, multiples)):
         skew, share = HISTOGRAMS[number % len(HISTOGRAMS)]
-        counts = expert_counts(shape["rows"], shape["num_experts"], skew, share, number)
-        features = features_of(counts, shape)
-        size = 3.0 * shape["hidden"] * shape["width"] * features["touched"] * BYTES[dtype_name]
-        if 3.0 * shape["hidden"] * shape["width"] * shape["num_experts"] * BYTES[dtype_name] > largest_bytes:
+        top_k = min(TOP_K[number // len(HISTOGRAMS) % len(TOP_K)], shape["num_experts"] // 2)
+        tokens = max(1, round(shape["rows"] / top_k))
+        # an expert sees a token once: enough experts must be open, and none has more than all tokens
+        share = max(share, min(1.0, 2 * top_k / shape["num_experts"]))
+        wanted = expert_counts(tokens * top_k, shape["num_experts"], skew, share, number)
+        counts = [min(c, tokens) for c in wanted]
+        features = features_of(counts, shape, tokens, top_k)
+        weight = 3.0 * shape["hidden"] * shape["width"] * BYTES[dtype_name]
+        if weight * shape["num_experts"] > largest_bytes:
             continue
-        for source in ("torch_loop", "torch_grouped_mm") if has_grouped else ("torch_loop",):
-            made = _builder(device, dtype_name, shape, counts, grouped=source == "torch_grouped_mm")
-            yield Case("moe", source, dtype_name, features, made, size)
+        for source, builder in {"torch_loop": _loop, "torch_grouped_mm": _grouped}.items():
+            if source == "torch_loop" or has_grouped:
+                made = partial(builder, device, dtype_name, shape, counts, tokens)
+                yield Case("moe", source, dtype_name, features, made, weight * features["touched"])
 
 
-def features_of(counts: list[int], shape: dict[str, int]) -> dict[str, float]:
+def features_of(counts: list[int], shape: dict[str, int], tokens: int, top_k: int) -> dict[str, float]:
     """Columns of the moe family: shape and condensed histogram."""
     rows = sum(counts)
     features: dict[str, float] = {
-        "tokens": rows,
+        "tokens": tokens,
         "hidden": shape["hidden"],
         "width": shape["width"],
         "num_experts_local": shape["num_experts"],
-        "top_k": 1,
+        "top_k": top_k,
         "gated": 1,
         "rows": rows,
         "touched": sum(c > 0 for c in counts),
@@ -53,42 +61,55 @@ def features_of(counts: list[int], shape: dict[str, int]) -> dict[str, float]:
     return features | {f"padded_{tile}": sum(-(-c // tile) * tile for c in counts) for tile in TILES}
 
 
-def _builder(device: str, dtype_name: str, shape: dict[str, int], counts: list[int], *, grouped: bool) -> Any:
+def _weights(device: str, dtype_name: str, shape: dict[str, int], copies: int) -> Any:
+    import torch
+
+    hidden, width, num = shape["hidden"], shape["width"], shape["num_experts"]
+    dtype = torch_dtype(dtype_name)
+    up = torch.randn(num, 2 * width, hidden, device=device).mul_(hidden**-0.5).to(dtype)
+    down = torch.randn(num, hidden, width, device=device).mul_(width**-0.5).to(dtype)
+    return zip(clones(up, copies), clones(down, copies), strict=True)
+
+
+def _loop(
+    device: str, dtype_name: str, shape: dict[str, int], counts: list[int], tokens: int, copies: int
+) -> list[Call]:
+    """One expert after the other, as eager frameworks do: find its tokens, gather, compute, weigh, add."""
     import torch
     from torch.nn.functional import linear, silu
 
-    dtype = torch_dtype(dtype_name)
-    hidden, width, num = shape["hidden"], shape["width"], shape["num_experts"]
-    rows = sum(counts)
+    x = torch.randn(tokens, shape["hidden"], device=device).to(torch_dtype(dtype_name))
+    scores = torch.rand(tokens, device=device).to(x.dtype)
+    chosen = torch.zeros(shape["num_experts"], tokens, dtype=torch.bool, device=device)
+    for expert, number in enumerate(counts):
+        chosen[expert, torch.randperm(tokens, device=device)[:number]] = True
 
-    def build(copies: int) -> list[Call]:
-        x = torch.randn(rows, hidden, device=device).to(dtype)
-        order = torch.randperm(rows, device=device)
-        up = [
-            torch.randn(num, 2 * width, hidden, device=device).mul_(hidden**-0.5).to(dtype)
-            for _ in range(copies)
-        ]
-        down = [
-            torch.randn(num, hidden, width, device=device).mul_(width**-0.5).to(dtype) for _ in range(copies)
-        ]
-        if grouped:
-            offsets = torch.tensor(counts, device=device).cumsum(0).to(torch.int32)
+    def loop(up: Any, down: Any) -> Any:
+        out = torch.zeros_like(x)
+        for expert in chosen.any(dim=1).nonzero():
+            which = expert[0]
+            (place,) = torch.where(chosen[which])
+            gate, value = linear(x[place], up[which]).chunk(2, dim=-1)
+            result = linear(silu(gate) * value, down[which]) * scores[place, None]
+            out.index_add_(0, place, result)
+        return out
 
-            def together(u: Any, d: Any) -> Any:
-                gate, value = torch._grouped_mm(x, u.transpose(-2, -1), offs=offsets).chunk(2, dim=-1)
-                return torch._grouped_mm(silu(gate) * value, d.transpose(-2, -1), offs=offsets)
+    return [partial(loop, *w) for w in _weights(device, dtype_name, shape, copies)]
 
-            return [partial(together, u, d) for u, d in zip(up, down, strict=True)]
-        places = list(torch.split(order, counts))
 
-        def loop(u: Any, d: Any) -> Any:
-            out = torch.zeros_like(x)
-            for expert, place in enumerate(places):
-                if len(place):
-                    gate, value = linear(x[place], u[expert]).chunk(2, dim=-1)
-                    out.index_add_(0, place, linear(silu(gate) * value, d[expert]))
-            return out
+def _grouped(
+    device: str, dtype_name: str, shape: dict[str, int], counts: list[int], tokens: int, copies: int
+) -> list[Call]:
+    """Rows already in expert order, two grouped products."""
+    import torch
+    from torch.nn.functional import silu
 
-        return [partial(loop, u, d) for u, d in zip(up, down, strict=True)]
+    del tokens
+    x = torch.randn(sum(counts), shape["hidden"], device=device).to(torch_dtype(dtype_name))
+    offsets = torch.tensor(counts, device=device).cumsum(0).to(torch.int32)
 
-    return build
+    def together(up: Any, down: Any) -> Any:
+        gate, value = torch._grouped_mm(x, up.transpose(-2, -1), offs=offsets).chunk(2, dim=-1)
+        return torch._grouped_mm(silu(gate) * value, down.transpose(-2, -1), offs=offsets)
+
+    return [partial(together, *w) for w in _weights(device, dtype_name, shape, copies)]

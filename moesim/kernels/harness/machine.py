@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from datetime import date
+from pathlib import Path
 
 
 def provenance(device: str, name: str) -> dict[str, str]:
@@ -21,6 +23,7 @@ def provenance(device: str, name: str) -> dict[str, str]:
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(0)
@@ -34,6 +37,7 @@ def provenance(device: str, name: str) -> dict[str, str]:
     else:
         facts["load_average"] = " ".join(f"{load:.2f}" for load in os.getloadavg())
         facts["cpu_capability"] = torch.backends.cpu.get_cpu_capability()
+        facts |= cpu_facts()
     return facts
 
 
@@ -45,6 +49,23 @@ def cpu_name() -> str:
         return names[0] if names else platform.processor()
     except OSError:
         return platform.processor()
+
+
+def cpu_facts() -> dict[str, str]:
+    """Clock and scheduling class, where the system tells."""
+    facts = {}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            clocks = [line.split(":", 1)[1].strip() for line in file if line.startswith("cpu MHz")]
+        if clocks:
+            facts["cpu_clock_mhz"] = " ".join(clocks[:8])
+    except OSError:
+        pass
+    if hasattr(os, "sched_getscheduler"):
+        names = {os.SCHED_OTHER: "normal", os.SCHED_FIFO: "real time, fifo", os.SCHED_RR: "real time, rr"}
+        policy = os.sched_getscheduler(0)
+        facts["scheduling"] = f"{names.get(policy, policy)}, nice {os.nice(0)}"
+    return facts
 
 
 def nvidia_facts() -> dict[str, str]:

@@ -1,10 +1,16 @@
-"""Median time of a call: warm-up, rotation over copies larger than the cache, device events on a GPU."""
+"""Median time of a call: warm-up, rotation over copies larger than the cache, device events on a GPU.
+
+On a CPU that other programs use too, a sample during which the operating system made this process
+wait says more about them than about the call. The scheduler counts that waiting, so such samples are
+set aside; a case with too few others is :attr:`Timing.disturbed`.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +21,13 @@ SAMPLE_S = 0.004
 """A sample repeats the call until it lasts this long, so that clock resolution does not matter."""
 SAMPLES_MAX = 25
 SAMPLES_MIN = 5
-CASE_S = 0.35
+CASE_S = 0.2
 """Time spent on one case, once it has its fewest samples."""
+LONGEST_CASE_S = 1.0
+"""Time after which a case that is still disturbed is given up."""
+WAIT_FRACTION = 0.02
+"""A sample is disturbed when its threads waited longer than this for a core, over its time."""
+TASKS = Path("/proc/self/task")
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,7 @@ class Timing:
     seconds: float
     spread_fraction: float
     repeats: int
+    disturbed: bool = False
 
 
 def measure(calls: Sequence[Call], device: str) -> Timing:
@@ -39,25 +51,48 @@ def measure(calls: Sequence[Call], device: str) -> Timing:
         turn += count
         return chosen
 
-    once = run(next_calls(min(len(calls), 2)))
+    run(next_calls(1))
+    once, _ = run(next_calls(min(len(calls), 2)))
     repeats = max(1, min(200, int(SAMPLE_S / max(once, 1e-7))))
     run(next_calls(repeats))
-    taken: list[float] = []
+    quiet: list[float] = []
+    waited: list[float] = []
     started = time.perf_counter()
-    while len(taken) < SAMPLES_MIN or (len(taken) < SAMPLES_MAX and time.perf_counter() - started < CASE_S):
-        taken.append(run(next_calls(repeats)))
+    while True:
+        seconds, waited_s = run(next_calls(repeats))
+        (quiet if waited_s <= WAIT_FRACTION * seconds * repeats else waited).append(seconds)
+        spent = time.perf_counter() - started
+        if len(quiet) >= SAMPLES_MAX or (len(quiet) >= SAMPLES_MIN and spent > CASE_S):
+            break
+        if spent > LONGEST_CASE_S and len(quiet) + len(waited) >= SAMPLES_MIN:
+            break
+    enough = len(quiet) >= min(SAMPLES_MIN, 3)
+    taken = quiet if enough else quiet + waited
     low, middle, high = np.quantile(taken, [0.1, 0.5, 0.9])
-    return Timing(float(middle), float((high - low) / middle), len(taken) * repeats)
+    return Timing(float(middle), float((high - low) / middle), len(taken) * repeats, not enough)
 
 
-def _cpu_sample(calls: Sequence[Call]) -> float:
+def waited_s() -> float:
+    """Time that threads of this process were ready but had no core, so far; 0 where not counted. [s]"""
+    total = 0
+    try:
+        for task in TASKS.iterdir():
+            total += int((task / "schedstat").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return total / 1e9  # the kernel counts nanoseconds
+
+
+def _cpu_sample(calls: Sequence[Call]) -> tuple[float, float]:
+    before = waited_s()
     started = time.perf_counter()
     for call in calls:
         call()
-    return (time.perf_counter() - started) / len(calls)
+    seconds = time.perf_counter() - started
+    return seconds / len(calls), waited_s() - before
 
 
-def _gpu_sample(calls: Sequence[Call]) -> float:
+def _gpu_sample(calls: Sequence[Call]) -> tuple[float, float]:
     import torch
 
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -67,4 +102,4 @@ def _gpu_sample(calls: Sequence[Call]) -> float:
         call()
     end.record()
     end.synchronize()
-    return float(start.elapsed_time(end)) / 1000 / len(calls)  # events count milliseconds
+    return float(start.elapsed_time(end)) / 1000 / len(calls), 0.0  # events count milliseconds
