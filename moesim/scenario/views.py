@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moesim.evidence import rng_for
 from moesim.hardware.audit import field_origins
 from moesim.kernels.efficiency import roofline_efficiencies
+from moesim.kernels.fitted import FittedCost
 from moesim.model.dtypes import bytes_per_element
 from moesim.placement import Solution, best_bound, evaluate, gap_fraction, placement_methods
 from moesim.scenario.build import Built
@@ -144,12 +145,32 @@ def sources_of(built: Built) -> list[dict[str, Any]]:
                 rows.append(
                     {"path": path, "value": value, "unit": "", "grade": grade, "source": said.strip()}
                 )
+    rows += _fit_rows(built)
     reserve = built.scenario.memory.reserved_fraction
     said = "driver context, workspaces, graphs and fragmentation"
     rows.append(
         {"path": "memory.reserved_fraction", "value": reserve, "unit": "", "grade": "assumed", "source": said}
     )
     return rows
+
+
+def _fit_rows(built: Built) -> list[dict[str, Any]]:
+    """Fits behind the kernel times, each with its held-out median error."""
+    cost = built.machine.cost
+    if not isinstance(cost, FittedCost):
+        return []
+    path = f"calibration.fits.{cost.fits.device}"
+    return [
+        {
+            "path": f"{path}.{fit.key}.median_ape",
+            "value": fit.held_out.median_ape if fit.held_out else None,
+            "unit": "fraction",
+            "grade": cost.grade,
+            "source": fit.evidence,
+        }
+        for fits in cost.fits.chosen(cost.engine).values()
+        for fit in fits
+    ]
 
 
 def inputs_of(files: Sequence[str | Path]) -> list[dict[str, str]]:
