@@ -57,12 +57,13 @@ def test_one_knob_moves_its_parts_only(baseline, override, may_move, must_move):
     assert must_move <= moved
 
 
-def test_twice_the_memory_bandwidth_halves_memory_bound_time():
-    # launches aside, decode attention of grouped-query heads reads its cache and does little else
-    no_launch = "cluster.node.device.launch_s=0"
-    slow = parts(no_launch)
-    fast = parts(no_launch, "cluster.node.device.memory.hbm.bandwidth_bytes_per_s=9.6e12")
-    assert fast["attention"] == pytest.approx(slow["attention"] / 2, rel=1e-6)
+def test_twice_the_memory_bandwidth_nearly_halves_memory_bound_time():
+    # decode attention of grouped-query heads reads its cache and does little else; fixed costs stay, so the
+    # time falls to somewhat more than half (the roofline alone, without launches, halves exactly: kernels tests)
+    long = "batch.context_tokens=32768"
+    slow = parts(long)
+    fast = parts(long, "cluster.node.device.memory.hbm.bandwidth_bytes_per_s=9.6e12")
+    assert 0.5 <= fast["attention"] / slow["attention"] < 0.65
 
 
 def test_faster_never_slower(baseline):
