@@ -9,7 +9,10 @@ import typer
 
 from moesim.cli.output import JSON_OPTION, emit_json, envelope, metric_rows, table
 from moesim.cli.trace_common import FORCE, OUT, SEED, TRACE, assignment, loaded, refuse_existing, tell
+from moesim.cli.trace_compare import compare, fit
 from moesim.cli.trace_convert import convert
+from moesim.cli.trace_measures import locality, shifts
+from moesim.cli.trace_slices import COMMANDS as SLICES
 from moesim.errors import InputError, Problem
 
 app = typer.Typer(
@@ -22,6 +25,8 @@ app = typer.Typer(
 )
 
 app.command()(convert)
+for command in (compare, fit, locality, shifts, *SLICES):
+    app.command()(command)
 
 DOMAIN = typer.Option(None, help="Only tokens of this kind of text.")
 PHASE = typer.Option(None, help="Only 'prefill' or only 'decode' tokens.")

@@ -56,7 +56,7 @@ def convert(
         num_experts=experts,
         top_k=top_k,
         num_hidden_layers=hidden_layers,
-        moe_layers=None if moe_layers is None else _numbers(moe_layers),
+        moe_layers=None if moe_layers is None else numbers_of(moe_layers, "--moe-layers"),
         source=text,
         date=date,
     )
@@ -89,13 +89,13 @@ def _of_model(name: str, hints: Hints) -> Hints:
     )
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers_of(text: str, field: str) -> tuple[int, ...]:
     """``3-5,8`` as 3, 4, 5, 8."""
     numbers: list[int] = []
     for part in text.split(","):
         low, dash, high = part.partition("-")
         ends = [low, high if dash else low]
         if not all(e.strip().isdigit() and len(e) < 6 for e in ends):
-            raise InputError.at("--moe-layers", text, "numbers and ranges such as 3-60 or 1,3,5")
+            raise InputError.at(field, text, "numbers and ranges such as 3-60 or 1,3,5")
         numbers += range(int(ends[0]), int(ends[1]) + 1)
     return tuple(sorted(set(numbers)))

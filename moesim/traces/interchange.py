@@ -204,6 +204,20 @@ def build_counts(
     return ExpertCounts(info, whole)
 
 
+def json_value(path: Path) -> Any:
+    """Content of a JSON file.
+
+    Raises
+    ------
+    InputError
+        Not JSON.
+    """
+    try:
+        return json.loads(read_bytes(path))
+    except (ValueError, RecursionError):
+        raise fault(path, "is not JSON") from None
+
+
 def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and object of each line of a ``.jsonl`` file (or of one JSON document or list).
 

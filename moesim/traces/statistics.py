@@ -20,6 +20,9 @@ Floats: TypeAlias = NDArray[np.float64]
 
 TOUCH_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Batch sizes of the touched-experts curve. [tokens]"""
+PAIR_TOKENS = 131_072
+"""Tokens over which a summary counts pairs of layers; all of a shorter trace. [tokens]"""
+_LRU_BLOCK_VALUES = 1 << 18
 
 
 def imbalance_ratio(counts: NDArray[Any]) -> Floats:
@@ -27,12 +30,12 @@ def imbalance_ratio(counts: NDArray[Any]) -> Floats:
 
     .. math:: \max_e c_e \big/ \tfrac1E \sum_e c_e
     """
-    return _ratio(counts.max(axis=-1), counts.mean(axis=-1))
+    return ratio_or_zero(counts.max(axis=-1), counts.mean(axis=-1))
 
 
 def variation_ratio(counts: NDArray[Any]) -> Floats:
     r"""Coefficient of variation along the last axis, ``(...)``: population deviation over mean. [-]"""
-    return _ratio(counts.std(axis=-1), counts.mean(axis=-1))
+    return ratio_or_zero(counts.std(axis=-1), counts.mean(axis=-1))
 
 
 def gini_fraction(counts: NDArray[Any]) -> Floats:
@@ -43,13 +46,13 @@ def gini_fraction(counts: NDArray[Any]) -> Floats:
     size = counts.shape[-1]
     ordered = np.sort(counts, axis=-1)
     weights = 2.0 * np.arange(1, size + 1) - size - 1.0
-    return _ratio((ordered * weights).sum(axis=-1), size * ordered.sum(axis=-1))
+    return ratio_or_zero((ordered * weights).sum(axis=-1), size * ordered.sum(axis=-1))
 
 
 def entropy_fraction(counts: NDArray[Any]) -> Floats:
     r"""Entropy of the load over its largest value, ``(...)``: ``-sum p ln p / ln E``; 1 when balanced."""
     size = counts.shape[-1]
-    p = _ratio(counts, counts.sum(axis=-1, keepdims=True))
+    p = ratio_or_zero(counts, counts.sum(axis=-1, keepdims=True))
     plogp = p * np.log(np.where(p > 0, p, 1.0))
     return -plogp.sum(axis=-1) / np.log(size) if size > 1 else np.ones(counts.shape[:-1])
 
@@ -80,7 +83,7 @@ def mutual_information_nats(pairs: NDArray[Any]) -> Floats:
 
     Estimated from counts it is biased upward by about ``(E - 1)^2 / (2 N)`` for ``N`` pairs.
     """
-    joint = _ratio(pairs, pairs.sum(axis=(-2, -1), keepdims=True))
+    joint = ratio_or_zero(pairs, pairs.sum(axis=(-2, -1), keepdims=True))
     independent = joint.sum(axis=-1, keepdims=True) * joint.sum(axis=-2, keepdims=True)
     held = joint > 0
     log_ratio = np.log(np.where(held, joint, 1.0) / np.where(held, independent, 1.0))
@@ -101,7 +104,7 @@ def repeat_fraction(trace: RoutingTrace) -> Floats:
         found = (after[..., :, None] == before[..., None, :]).any(axis=-1) & real
         kept += found.sum(axis=(0, 2))
         offered += real.sum(axis=(0, 2))
-    return _ratio(kept, offered)
+    return ratio_or_zero(kept, offered)
 
 
 def independent_repeat_fraction(counts: NDArray[Any], num_tokens: int) -> Floats:
@@ -111,7 +114,7 @@ def independent_repeat_fraction(counts: NDArray[Any], num_tokens: int) -> Floats
 
     the chance that a chosen expert (drawn by ``p``) is among another token's choices (``c_e / T``).
     """
-    share = _ratio(counts, counts.sum(axis=-1, keepdims=True))
+    share = ratio_or_zero(counts, counts.sum(axis=-1, keepdims=True))
     return np.asarray((share * counts / num_tokens).sum(axis=-1))
 
 
@@ -155,28 +158,42 @@ def lru_hit_fraction(
 
     Notes
     -----
-    An expert is resident exactly when fewer than ``size`` others were used after its last use, so
-    one pass serves every size.
+    An expert is resident exactly when its last use is among the ``size`` latest, so one pass serves
+    every size.
     """
+    if one_by_one:
+        return _one_by_one(expert_ids, num_experts, slots_per_layer)
     tokens, layers, slots = expert_ids.shape
-    sizes = np.asarray(slots_per_layer)[:, None, None]
-    hits = np.zeros((sizes.size, layers), np.int64)
+    hits = np.zeros((len(slots_per_layer), layers), np.int64)
     lookups = np.zeros(layers, np.int64)
     row = np.arange(layers)[:, None]
-    # one column more than experts: empty slots write there and are never resident
-    last_use = np.full((layers, num_experts + 1), -1, np.int64)
-    together = [slice(s, s + 1) for s in range(slots)] if one_by_one else [slice(0, slots)]
-    order = np.arange(slots)
-    for token in range(tokens):
-        for part in together:
-            ids = np.minimum(expert_ids[token, :, part], num_experts).astype(np.int64)
-            used = last_use[row, ids]
-            newer = (last_use[:, None, :num_experts] > used[:, :, None]).sum(axis=-1)
-            real = ids < num_experts
-            hits += ((used >= 0) & real & (newer < sizes)).sum(axis=-1)
-            lookups += real.sum(axis=-1)
-            last_use[row, ids] = token * slots + order[part]
-    return _ratio(hits, lookups)
+    # stamps of last use, one row more than tokens; a column more than experts takes the empty slots
+    block = max(1, _LRU_BLOCK_VALUES // (layers * (num_experts + 1)))
+    stamps = np.zeros((block + 1, layers, num_experts + 1), np.int32)
+    for start in range(0, tokens, block):
+        part = np.minimum(expert_ids[start : start + block], num_experts).astype(np.int64)
+        count = len(part)
+        stamps[1:] = 0
+        order = 1 + (start + np.arange(count)[:, None, None]) * slots + np.arange(slots)
+        stamps[1 + np.arange(count)[:, None, None], row, part] = order
+        np.maximum.accumulate(stamps, axis=0, out=stamps)
+        before = stamps[:count]
+        real = part < num_experts
+        used = np.where(real, np.take_along_axis(before, part, axis=-1), 0)
+        lookups += real.sum(axis=(0, 2))
+        places = [max(0, num_experts - size) for size in slots_per_layer]
+        ordered = np.partition(before[..., :num_experts], sorted(set(places)), axis=-1)
+        for index, place in enumerate(places):
+            hits[index] += ((used > 0) & (used >= ordered[..., place, None])).sum(axis=(0, 2))
+        stamps[0] = stamps[count]
+    return ratio_or_zero(hits, lookups)
+
+
+def _one_by_one(expert_ids: ExpertIds, num_experts: int, slots_per_layer: Sequence[int]) -> Floats:
+    """:func:`lru_hit_fraction` in which choices of one token may evict each other."""
+    tokens, layers, slots = expert_ids.shape
+    single = expert_ids.transpose(0, 2, 1).reshape(tokens * slots, layers, 1)
+    return lru_hit_fraction(single, num_experts, slots_per_layer)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -231,6 +248,7 @@ def summarize(
     batch_sizes: Sequence[int] = TOUCH_BATCHES,
     num_batches: int = 64,
     lru_tokens: int = 20_000,
+    pair_tokens: int = PAIR_TOKENS,
 ) -> TraceStatistics:
     """All statistics of a trace.
 
@@ -246,8 +264,12 @@ def summarize(
         Random batches a size. [-]
     lru_tokens : int
         The cache is simulated over at most this many first tokens. [tokens]
+    pair_tokens : int
+        Pairs of neighbouring layers are counted over at most about this many tokens, evenly spaced; the
+        estimate's bias then is below ``E^2 / (2 k^2 pair_tokens)`` nat. [tokens]
     """
     counts: Counts = trace.counts()
+    spaced = trace.take(slice(None, None, max(1, trace.num_tokens // pair_tokens)))
     caches = [s for s in (2 * trace.top_k, 4 * trace.top_k) if s <= trace.num_experts]
     hits = lru_hit_fraction(trace.expert_ids[:lru_tokens], trace.num_experts, caches)
     touched = touched_experts(trace, batch_sizes, rng, num_batches=num_batches)
@@ -260,7 +282,7 @@ def summarize(
         rank_imbalance_ratio={
             g: rank_imbalance_ratio(counts, g) for g in num_ranks if trace.num_experts % g == 0
         },
-        mutual_information_nats=mutual_information_nats(trace.transitions()),
+        mutual_information_nats=mutual_information_nats(spaced.transitions()),
         repeat_fraction=repeat_fraction(trace),
         independent_repeat_fraction=independent_repeat_fraction(counts, trace.num_tokens),
         touched_experts=dict(zip(batch_sizes, touched, strict=True)),
@@ -268,7 +290,7 @@ def summarize(
     )
 
 
-def _ratio(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
+def ratio_or_zero(numerator: NDArray[Any], denominator: NDArray[Any]) -> Floats:
     """Quotient in float64 with 0 where the denominator is 0."""
     top, bottom = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
     shape = np.broadcast_shapes(top.shape, bottom.shape)

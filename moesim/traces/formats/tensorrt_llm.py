@@ -7,7 +7,6 @@ be summed over ranks; newer tools add ``rank<r>_raw.safetensors`` with ids ``[to
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.files import write_json
-from moesim.traces.arrays import fault, read_bytes
+from moesim.traces.arrays import fault
 from moesim.traces.formats import formats
-from moesim.traces.interchange import Hints, Request, build_counts, build_trace
+from moesim.traces.interchange import Hints, Request, build_counts, build_trace, json_value
 from moesim.traces.routing import ExpertCounts, RoutingTrace
 from moesim.traces.safetensors import read_tensors, write_tensors
 
@@ -76,10 +75,7 @@ class TensorrtLlm:
 
 
 def _num_experts(path: Path) -> int:
-    try:
-        meta = json.loads(read_bytes(path))
-    except (ValueError, RecursionError):
-        raise fault(path, "is not JSON") from None
+    meta = json_value(path)
     value = meta.get("num_experts") if isinstance(meta, dict) else None
     if type(value) is not int or value < 1:
         raise fault(path, f"got {value!r}"[:80], "num_experts")
