@@ -1,13 +1,13 @@
 """Robust deterministic search for the parameters of a form: soft-L1 on the logarithm of time.
 
-Parameters are searched as logarithms inside their bounds; discrete choices are tried one axis at a
-time on a subsample and the best by training error is refined.
+Parameters are searched as logarithms inside their bounds; all discrete choices are screened on few
+rows, the best few tried on more, and the best of those refined, always by training error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -24,15 +24,19 @@ from moesim.kernels.measured import MeasuredTable
 LEAST_ROWS = 8
 """Fewer rows than this cannot say anything about the parameters."""
 
-TRIAL_ROWS = 400
-TRIAL_CALLS = 12
-FIT_ROWS = 1500
-FIT_CALLS = 40
+FIT_ROWS = 2000
+FIT_CALLS = 80
+STAGES = ((160, 8, 6), (500, 20, 2))
+"""(rows, calls of the optimiser, how many choices go on) of each round of the search over choices."""
 SOFT_RESIDUAL = 0.1
 """Residuals above this count linearly, not squared."""
 
 INSIDE = 1e-5
 """Least distance of a start from its bounds, as a fraction of their distance."""
+
+WEAK_PULL = 0.2
+"""Residual that a parameter e times off its typical value counts as, where there is no prior: next to
+hundreds of rows nothing, unless no row says anything about the parameter."""
 
 PRIOR_SIGMA = 0.5
 """Standard deviation of ln(parameter) about the nearest device's, where a prior is used."""
@@ -88,17 +92,19 @@ def fit_rows(
     rows = subsample(table, max_rows, "fit")
     if prior is not None:
         return _searched(form, rows, machine, prior.choice, prior.parameters, prior)
-    few = subsample(table, TRIAL_ROWS, "trial")
     axes = form.axes(machine, table.dtype, float(np.quantile(table.seconds, 0.02)))
-    best = _searched(form, few, machine, _first(form, axes), None, None, TRIAL_CALLS)
-    for name, values in axes.items():
-        for value in values:
-            if value == getattr(best.choice, name):
-                continue
-            choice = replace(best.choice, **{name: value})
-            trial = _searched(form, few, machine, choice, best.parameters, None, TRIAL_CALLS)
-            best = min(best, trial, key=lambda s: s.objective)
-    return _searched(form, rows, machine, best.choice, best.parameters, None)
+    left: list[tuple[Any, Any]] = [
+        (form.choice(**dict(zip(axes, values, strict=True))), None) for values in product(*axes.values())
+    ]
+    for most, calls, kept in STAGES:
+        if len(left) <= kept:
+            continue
+        few = subsample(table, most, f"trial/{most}")
+        trials = [_searched(form, few, machine, choice, start, None, calls) for choice, start in left]
+        trials.sort(key=lambda s: s.objective)
+        left = [(trial.choice, trial.parameters) for trial in trials[:kept]]
+    refined = [_searched(form, rows, machine, choice, start, None) for choice, start in left]
+    return min(refined, key=lambda s: s.objective)
 
 
 def subsample(table: MeasuredTable, most: int, name: str) -> MeasuredTable:
@@ -115,10 +121,6 @@ def predict_s(solution: Solution, table: MeasuredTable, device: Device) -> NDArr
     machine = form.machine(device, table.dtype)
     work = form.work(table.columns, table.dtype)
     return np.asarray(form.seconds(work, machine, solution.parameters, solution.choice).seconds)
-
-
-def _first(form: Form, axes: Mapping[str, tuple[Any, ...]]) -> Any:
-    return form.choice(**{name: values[0] for name, values in axes.items()})
 
 
 def _searched(
@@ -138,15 +140,13 @@ def _searched(
     fixed = form.parameters() if start is None else start
     work = form.work(table.columns, table.dtype)
     log_measured = np.log(table.seconds)
-    centre = None if prior is None else np.log([getattr(prior.parameters, n) for n in names])
+    pull = WEAK_PULL if prior is None else prior.error_sigma / PRIOR_SIGMA
+    centre = np.log([bounds[n][0] if prior is None else getattr(prior.parameters, n) for n in names])
 
     def residuals(x: NDArray[np.float64]) -> NDArray[np.float64]:
         parameters = replace(fixed, **dict(zip(names, np.exp(x).tolist(), strict=True)))
         seconds = form.seconds(work, machine, parameters, choice).seconds
-        error = np.log(seconds) - log_measured
-        if centre is None or prior is None:
-            return np.asarray(error)
-        return np.concatenate([error, (x - centre) * (prior.error_sigma / PRIOR_SIGMA)])
+        return np.concatenate([np.log(seconds) - log_measured, (x - centre) * pull])
 
     found = least_squares(
         residuals,

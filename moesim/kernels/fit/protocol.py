@@ -1,8 +1,9 @@
 """From a measured table to a fit whose errors were counted on rows that it did not see.
 
 Three splits, each with a fit of its own: *random* (30 % of the rows; these parameters are the ones
-kept), *new shapes* (weight or head shapes held out as a whole), *larger shapes* (fit on the smaller
-half by datasheet time, tested on the largest fifth).
+kept), *new shapes* (weight or head shapes held out as a whole), *larger shapes* (the largest fifth by
+datasheet time held out). A small table is too dear for that: its parameters come from all rows, and its
+errors from fits on four fifths, each tested on the fifth that it did not see.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from numpy.typing import NDArray
 
 from moesim.evidence import rng_for
 from moesim.hardware.schema import Device
-from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, fit_rows, predict_s
+from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, fit_rows, predict_s, subsample
 from moesim.kernels.fit_file import REGIMES, Fit, Regime, Score
 from moesim.kernels.forms.families import form_of
 from moesim.kernels.forms.regime import regime_of
 from moesim.kernels.measured import MeasuredTable
 
 TRAIN_FRACTION = 0.3
-SMALL_TABLE_ROWS = 200
-SMALL_TRAIN_FRACTION = 0.5
-"""Of a small table half is fitted."""
+SMALL_TABLE_ROWS = 400
+FOLDS = 5
+"""Parts that a smaller table is cut into for cross-validation."""
 
 PROTOCOL_ROWS = 700
 """Rows of the side fits; they only serve to count errors."""
@@ -35,6 +36,9 @@ OUTLIER = 0.7
 BAND_FRACTION = 0.8
 BAND_Z = 1.2815515655446004
 """Standard normal quantile of 90 %: half-width of the 80 % band in sigmas."""
+
+UNTESTED_RATIO, MOST_RATIO = 1.5, 4.0
+"""Widening beyond the shapes seen where it was not tested; the most that is believed."""
 
 LEAST_REGIME_ROWS = 25
 LEAST_SIGMA = 0.02
@@ -56,41 +60,57 @@ def fit_table(
     InputError
         Too few rows.
     """
-    train, test = random_split(table)
-    solution = fit_rows(table.at(train), device)
-    sigma = regime_sigma(solution, table.at(train), device)
-    residuals = _residuals(solution, table.at(train), device)
+    if table.num_rows < SMALL_TABLE_ROWS:
+        solution, sigma, held_out, train = _cross_validated(table, device)
+    else:
+        train, test = random_split(table)
+        solution = fit_rows(table.at(train), device)
+        sigma = regime_sigma(solution, table.at(train), device)
+        held_out = score(solution, table.at(test), device, sigma)
     new_shapes = larger = None
-    ratio = 1.5
     if side_fits:
         new_shapes = _side_score(table, device, shape_split(table))
         larger = _side_score(table, device, size_split(table, device))
-        if larger is not None:
-            ratio = larger[1]
     note(f"{table.name} {variant}: fitted on {int(train.sum())} of {table.num_rows} rows")
-    return (
-        Fit(
-            family=table.family,
-            dtype=table.dtype,
-            source=table.source,
-            variant=variant,
-            parameters={
-                n: float(v) for n, v in asdict(solution.parameters).items() if n in _free(table, solution)
-            },
-            choice=asdict(solution.choice),
-            sigma=sigma,
-            seen=_seen(table.at(train)),
-            larger_sigma_ratio=ratio,
-            num_rows=table.num_rows,
-            num_fitted_rows=int(train.sum()),
-            num_dropped_rows=int((np.abs(residuals) > OUTLIER).sum()),
-            held_out=score(solution, table.at(test), device, sigma) if test.any() else None,
-            new_shapes=new_shapes[0] if new_shapes else None,
-            larger_shapes=larger[0] if larger else None,
-            evidence=evidence,
-        ),
-        solution,
+    names = form_of(table.family).free(solution.choice)
+    residuals = _residuals(solution, table.at(train), device)
+    fit = Fit(
+        family=table.family,
+        dtype=table.dtype,
+        source=table.source,
+        variant=variant,
+        parameters={name: float(getattr(solution.parameters, name)) for name in names},
+        choice=asdict(solution.choice),
+        sigma=sigma,
+        seen=_seen(table.at(train)),
+        larger_sigma_ratio=larger[1] if larger else UNTESTED_RATIO,
+        num_rows=table.num_rows,
+        num_fitted_rows=int(train.sum()),
+        num_dropped_rows=int((np.abs(residuals) > OUTLIER).sum()),
+        held_out=held_out,
+        new_shapes=new_shapes[0] if new_shapes else None,
+        larger_shapes=larger[0] if larger else None,
+        evidence=evidence,
     )
+    return fit, solution
+
+
+def _cross_validated(
+    table: MeasuredTable, device: Device
+) -> tuple[Solution, dict[Regime, float], Score, NDArray[np.bool_]]:
+    """Fit on all rows of a small table; sigma and score from rows that the fit of their fold did not see."""
+    everything = np.ones(table.num_rows, dtype=bool)
+    solution = fit_rows(table, device)
+    folds = rng_for(0, f"calibration/folds/{table.name}").permutation(np.arange(table.num_rows) % FOLDS)
+    error = np.empty(table.num_rows)
+    for fold in range(FOLDS if table.num_rows >= 2 * LEAST_ROWS else 0):
+        own = fit_rows(table.at(folds != fold), device)
+        error[folds == fold] = _residuals(own, table.at(folds == fold), device)
+    if table.num_rows < 2 * LEAST_ROWS:
+        error = _residuals(solution, table, device) * FOLDS**0.5
+    sigma = _sigma_of(np.abs(error), regimes(solution, table, device))
+    width = _width(solution, table, device, sigma)
+    return solution, sigma, _score_of(error, width), everything
 
 
 def regimes(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.str_]:
@@ -106,8 +126,10 @@ def regime_sigma(solution: Solution, table: MeasuredTable, device: Device) -> di
 
     Tails are heavier than a normal distribution's: the sigma that covers is not the standard deviation.
     """
-    error = np.abs(_residuals(solution, table, device))
-    kinds = regimes(solution, table, device)
+    return _sigma_of(np.abs(_residuals(solution, table, device)), regimes(solution, table, device))
+
+
+def _sigma_of(error: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[Regime, float]:
     pooled = covering_sigma(error)
     sigma: dict[Regime, float] = {}
     for regime in REGIMES:
@@ -122,27 +144,33 @@ def covering_sigma(absolute_error: NDArray[np.float64]) -> float:
     return max(float(np.quantile(absolute_error, few)) / BAND_Z, LEAST_SIGMA)
 
 
-def score(
-    solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float], widen: float = 1.0
-) -> Score:
-    """Errors of a solution on rows; the band is ``widen`` times as wide."""
-    error = _residuals(solution, table, device)
-    kinds = regimes(solution, table, device)
-    width = np.select([kinds == r for r in REGIMES], [sigma[r] for r in REGIMES], 0.0)
+def score(solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float]) -> Score:
+    """Errors of a solution on rows, and how many lie in its band."""
+    return _score_of(_residuals(solution, table, device), _width(solution, table, device, sigma))
+
+
+def _score_of(error: NDArray[np.float64], width: NDArray[np.float64]) -> Score:
     ape = np.abs(np.expm1(error))
     return Score(
-        num_rows=table.num_rows,
+        num_rows=len(error),
         median_ape=float(np.median(ape)),
         p90_ape=float(np.quantile(ape, 0.9)),
         bias=float(np.median(error)),
-        coverage=float(np.mean(np.abs(error) <= BAND_Z * widen * width)),
+        coverage=float(np.mean(np.abs(error) <= BAND_Z * width)),
     )
+
+
+def _width(
+    solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float]
+) -> NDArray[np.float64]:
+    """Sigma of each row, by its regime."""
+    kinds = regimes(solution, table, device)
+    return np.select([kinds == r for r in REGIMES], [sigma[r] for r in REGIMES], 0.0)
 
 
 def random_split(table: MeasuredTable) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks of the rows to fit and to test, the same ones each time."""
-    fraction = TRAIN_FRACTION if table.num_rows >= SMALL_TABLE_ROWS else SMALL_TRAIN_FRACTION
-    count = max(int(round(fraction * table.num_rows)), min(LEAST_ROWS, table.num_rows))
+    count = max(int(round(TRAIN_FRACTION * table.num_rows)), min(LEAST_ROWS, table.num_rows))
     chosen = rng_for(0, f"calibration/split/{table.name}").permutation(table.num_rows)[:count]
     train = np.zeros(table.num_rows, dtype=bool)
     train[chosen] = True
@@ -164,12 +192,13 @@ def shape_split(table: MeasuredTable) -> tuple[NDArray[np.bool_], NDArray[np.boo
 
 
 def size_split(table: MeasuredTable, device: Device) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks of the smaller half and the largest fifth by the time a datasheet would give."""
+    """Masks of the smaller four fifths and the largest fifth by the time a datasheet would give."""
     form = form_of(table.family)
     machine = form.machine(device, table.dtype)
     parts = form.seconds(form.work(table.columns, table.dtype), machine, form.parameters(), form.choice())
     size = np.maximum(parts.memory_s, parts.compute_s)
-    return size <= np.quantile(size, 0.5), size > np.quantile(size, 0.8)
+    largest = size > np.quantile(size, 0.8)
+    return ~largest, largest
 
 
 def _side_score(
@@ -180,20 +209,15 @@ def _side_score(
     if train.sum() < LEAST_REGIME_ROWS or test.sum() < LEAST_ROWS:
         return None
     own = fit_rows(table.at(train), device, max_rows=PROTOCOL_ROWS)
-    sigma = regime_sigma(own, table.at(train), device)
-    kinds = regimes(own, table.at(test), device)
-    width = np.select([kinds == r for r in REGIMES], [sigma[r] for r in REGIMES], 0.0)
-    needed = covering_sigma(np.abs(_residuals(own, table.at(test), device)) / width)
-    return score(own, table.at(test), device, sigma), float(np.clip(needed, 1.0, 4.0))
+    sigma = regime_sigma(own, subsample(table.at(train), 4 * PROTOCOL_ROWS, "sigma"), device)
+    error, width = _residuals(own, table.at(test), device), _width(own, table.at(test), device, sigma)
+    needed = covering_sigma(np.abs(error) / width)
+    return _score_of(error, width), float(np.clip(needed, 1.0, MOST_RATIO))
 
 
 def _residuals(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.float64]:
     """ln(predicted / measured), ``(num_rows,)``."""
     return np.asarray(np.log(predict_s(solution, table, device)) - np.log(table.seconds))
-
-
-def _free(table: MeasuredTable, solution: Solution) -> tuple[str, ...]:
-    return form_of(table.family).free(solution.choice)
 
 
 def _seen(table: MeasuredTable) -> dict[str, tuple[float, float]]:

@@ -167,9 +167,9 @@ def _decode_axes(machine: Machine, dtype: str, fastest_s: float) -> Axes:
     return {
         "splits_per_unit": (1, 2, 4),
         "head_pad": (16, 64, 128),
-        "head_block": (64, 128, 16),
-        "splits": (True, False),
+        "head_block": (16, 64, 128),
         "chunk_tokens": (64, 256),
+        "splits": (True, False),
     }
 
 

@@ -1,0 +1,143 @@
+"""Fits against measured rows that they did not see, by kernel and by what bounds the row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from moesim.hardware.schema import Device
+from moesim.kernels.fit.optimise import Solution
+from moesim.kernels.fit.protocol import random_split, regimes, score
+from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit, Score
+from moesim.kernels.forms.families import FORMS, variant_of
+from moesim.kernels.measured import MeasuredTable
+
+Split: TypeAlias = Literal["held out", "new shapes", "larger shapes"]
+
+NEAR_APE = 0.10
+FAR_APE = 0.15
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """Errors of one kernel on one kind of rows.
+
+    Attributes
+    ----------
+    device, family, dtype, source, variant : str
+        As of the fit.
+    regime : str
+        ``launch``, ``memory``, ``compute``, or ``all``.
+    tier : str
+        Evidence of the prediction.
+    split : str
+        How the rows were kept from the fit.
+    n : int
+        Rows. [-]
+    median_ape, p90_ape, bias, coverage : float
+        As of :class:`~moesim.kernels.fit_file.Score`. [-]
+    """
+
+    device: str
+    family: str
+    dtype: str
+    source: str
+    variant: str
+    regime: str
+    tier: str
+    split: Split
+    n: int
+    median_ape: float
+    p90_ape: float
+    bias: float
+    coverage: float
+
+
+def recorded_rows(fits: DeviceFits) -> list[CheckRow]:
+    """What each fit recorded of itself when it was made."""
+    rows = []
+    for fit in fits.fits:
+        scores: tuple[tuple[Split, Score | None], ...] = (
+            ("held out", fit.held_out),
+            ("new shapes", fit.new_shapes),
+            ("larger shapes", fit.larger_shapes),
+        )
+        rows += [_row(fits, fit, "all", split, found) for split, found in scores if found is not None]
+    return rows
+
+
+def checked_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Device) -> list[CheckRow]:
+    """Errors of the fits in a file on the rows of ``tables`` that were held out, by regime.
+
+    The rows held out are those of :func:`~moesim.kernels.fit.protocol.random_split`; a table that has
+    grown since it was fitted is passed over, because its split is another one.
+    """
+    rows = []
+    for table in tables:
+        if table.family not in FORMS:
+            continue
+        variants = variant_of(table)
+        for variant in np.unique(variants):
+            fit = _fit_of(fits, table, str(variant))
+            part = table.at(variants == variant)
+            if fit is None or fit.num_rows != part.num_rows:
+                continue
+            _, test = random_split(part)
+            rows += _by_regime(fits, fit, part.at(test), device)
+    return rows
+
+
+def summary(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
+    """Medians over kernels by device, family and split, and the share of kernels that are near."""
+    groups: dict[tuple[str, str, str], list[CheckRow]] = {}
+    for row in rows:
+        if row.regime == "all" and row.n > 0:
+            groups.setdefault((row.device, row.family, row.split), []).append(row)
+    return [
+        {
+            "device": device,
+            "family": family,
+            "split": split,
+            "kernels": len(group),
+            **{
+                name: float(np.median([getattr(row, name) for row in group]))
+                for name in ("median_ape", "p90_ape", "bias", "coverage")
+            },
+            "below_10_percent": float(np.mean([row.median_ape < NEAR_APE for row in group])),
+            "below_15_percent": float(np.mean([row.median_ape < FAR_APE for row in group])),
+        }
+        for (device, family, split), group in groups.items()
+    ]
+
+
+def plain(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
+    """Rows as JSON would have them."""
+    return [asdict(row) for row in rows]
+
+
+def _by_regime(fits: DeviceFits, fit: Fit, held_out: MeasuredTable, device: Device) -> list[CheckRow]:
+    if not held_out.num_rows:
+        return []
+    solution = Solution(fit.parameter_values(), fit.choice_values(), 0.0)
+    kinds = regimes(solution, held_out, device)
+    parts = [("all", held_out)] + [(str(r), held_out.at(kinds == r)) for r in REGIMES if (kinds == r).any()]
+    return [
+        _row(fits, fit, regime, "held out", score(solution, part, device, fit.sigma))
+        for regime, part in parts
+    ]
+
+
+def _fit_of(fits: DeviceFits, table: MeasuredTable, variant: str) -> Fit | None:
+    wanted = (table.family, table.dtype, table.source, variant)
+    return next((f for f in fits.fits if (f.family, f.dtype, f.source, f.variant) == wanted), None)
+
+
+def _row(fits: DeviceFits, fit: Fit, regime: str, split: Split, found: Score) -> CheckRow:
+    return CheckRow(
+        *(fits.device, fit.family, fit.dtype, fit.source, fit.variant),
+        *(regime, fits.grade, split, found.num_rows),
+        *(found.median_ape, found.p90_ape, found.bias, found.coverage),
+    )
