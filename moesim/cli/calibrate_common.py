@@ -42,7 +42,7 @@ def emit_fits(name: str, fits: DeviceFits, path: Path, *, json: bool) -> None:
 def fit_row(fit: Fit) -> dict[str, Any]:
     """What a fit says of itself, flat."""
     keys = ("family", "dtype", "source", "variant", "num_rows", "num_fitted_rows", "num_dropped_rows")
-    scores = {n: getattr(fit, n) for n in ("held_out", "new_shapes", "larger_shapes")}
+    scores = {n: getattr(fit, n) for n in ("held_out", "new_shapes", "larger_shapes", "far_larger_shapes")}
     return {k: getattr(fit, k) for k in keys} | {
         n: None if s is None else s.model_dump() for n, s in scores.items()
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -79,10 +80,15 @@ def nearest_fitted(device: Device) -> str | None:
 
     Only between GPUs was the error of a transfer measured: nothing else is transferred.
     """
-    known: dict[str, Device] = {}
     if device.kind != "gpu" or not listed(TRANSFER_ROOM):
         return None
-    for name in fitted_devices():
+    return nearest_of(device, fitted_devices())
+
+
+def nearest_of(device: Device, names: Iterable[str]) -> str | None:
+    """Device of the same kind, among ``names``, whose datasheet is nearest; None where none is near."""
+    known: dict[str, Device] = {}
+    for name in names:
         try:
             known[name] = load_device(name)
         except InputError:
@@ -92,11 +98,16 @@ def nearest_fitted(device: Device) -> str | None:
     return near if near is not None and distances[near] < NEAR else None
 
 
+def is_same_architecture(left: Device, right: Device) -> bool:
+    """Whether a unit of both does the same arithmetic in the same time, in the same formats."""
+    formats = set(left.peak_flops_per_s) ^ set(right.peak_flops_per_s)
+    return not formats and _arithmetic(left, right) < SAME_ARCHITECTURE
+
+
 def transfer_sigma(target: Device, source: Device) -> dict[str, float]:
     """Least sigma of each family when fits of ``source`` answer for ``target``."""
     transfer = _transfer()
-    is_same = _arithmetic(target, source) < SAME_ARCHITECTURE
-    return transfer.same_architecture if is_same else transfer.other
+    return transfer.same_architecture if is_same_architecture(target, source) else transfer.other
 
 
 @lru_cache
@@ -115,10 +126,9 @@ def _arithmetic(left: Device, right: Device) -> float:
 
 
 def _distance(left: Device, right: Device) -> float:
-    """Sum of |ln ratio| of the peak of a unit, of the units, and of the bandwidth; formats both lack."""
+    """|ln ratio| of the peak of a unit, less so of units and bandwidth; and formats that only one has."""
     units = abs(math.log(left.num_units / right.num_units))
     bandwidths = [d.main_memory.bandwidth_bytes_per_s for d in (left, right)]
+    bandwidth = abs(math.log(bandwidths[0] / bandwidths[1]))
     formats = set(left.peak_flops_per_s) ^ set(right.peak_flops_per_s)
-    return (
-        _arithmetic(left, right) + units + abs(math.log(bandwidths[0] / bandwidths[1])) + 0.1 * len(formats)
-    )
+    return _arithmetic(left, right) + 0.5 * (units + bandwidth) + 0.1 * len(formats)

@@ -69,9 +69,12 @@ class Fit(_Frozen):
         Of the table; that entered the optimiser; that were called outliers by it. [-]
     held_out : Score
         Random rows of the table.
-    new_shapes, larger_shapes : Score, optional
+    regimes : dict
+        The same rows by what bounds them.
+    new_shapes, larger_shapes, far_larger_shapes : Score, optional
         Other fits of the same form, tested on whole unseen weight or head shapes; on the largest fifth
-        after fitting the smaller half.
+        after fitting the rest; on the largest fifth after fitting the smaller half. Coverage of the
+        latter two is that of the widened band.
     """
 
     family: str
@@ -87,8 +90,10 @@ class Fit(_Frozen):
     num_fitted_rows: int
     num_dropped_rows: int = 0
     held_out: Score | None = None
+    regimes: dict[Regime, Score] = Field(default_factory=dict)
     new_shapes: Score | None = None
     larger_shapes: Score | None = None
+    far_larger_shapes: Score | None = None
     evidence: str
 
     @model_validator(mode="after")
@@ -195,12 +200,16 @@ def fitted_devices() -> list[str]:
 
 def write_fits(path: Path, fits: DeviceFits) -> Path:
     """Write a file of fits; the same fits give the same bytes."""
+    return write_document(path, fits)
+
+
+def write_document(path: Path, model: BaseModel) -> Path:
+    """Write a generated YAML document of this room, numbers to four significant digits."""
     yaml = YAML()
     yaml.default_flow_style = None
     yaml.width = 100
-    document = fits.model_dump(mode="json", exclude_none=True)
     buffer = io.StringIO()
-    yaml.dump(_rounded(document), buffer)
+    yaml.dump(_rounded(model.model_dump(mode="json", exclude_none=True)), buffer)
     return write_text(path, HEAD + buffer.getvalue())
 
 

@@ -161,7 +161,7 @@ class FittedCost:
 
     def _timed(self, kernel: _Kernel, work: Any, columns: Columns, family: str) -> Estimate:
         parts = kernel.form.seconds(work, kernel.machine, kernel.parameters, kernel.choice)
-        sigma = max(self._sigma(kernel, parts, columns), self.least_sigma.get(kernel.fit.family, 0.0))
+        sigma = max(self._sigma(kernel, parts, columns), self._least_sigma(kernel.fit.family))
         seconds = np.asarray(parts.seconds)
         return Estimate(float(seconds) if seconds.ndim == 0 else seconds, family, self.grade, sigma)
 
@@ -173,6 +173,10 @@ class FittedCost:
         seconds, widened = np.broadcast_arrays(parts.seconds, widened)
         total = float(seconds.sum())
         return float((widened * seconds).sum() / total) if total > 0 else float(np.max(sigma, initial=0.0))
+
+    def _least_sigma(self, family: str) -> float:
+        """A family whose transfer was not measured is taken to move as badly as the worst."""
+        return self.least_sigma.get(family, max(self.least_sigma.values(), default=0.0))
 
     def _found(self, family: str, variant: str, dtype: str) -> _Kernel | None:
         for name in dict.fromkeys((dtype, ALIASES.get(dtype, dtype))):
