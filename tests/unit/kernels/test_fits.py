@@ -120,7 +120,7 @@ def test_device_file_round_trips(tmp_path):
     assert again.fits[0].parameters == pytest.approx(fits.fits[0].parameters, rel=1e-3)
     text = path.read_text()
     assert write_fits(path, again).read_text() == text
-    path.write_text(text.replace("launch_s: ", "launch_ms: ", 2))
+    path.write_text(text.replace('"launch_s": ', '"launch_ms": ', 2))
     with pytest.raises(InputError, match="launch_ms"):
         load_fits(str(path))
 
