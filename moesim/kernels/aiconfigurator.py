@@ -17,6 +17,7 @@ from its own documentation and loader; defects of its rows are handled here and 
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -68,6 +69,9 @@ LATENT_PREFILL = (192.0, 128.0)
 LATENT_DECODE = (576.0, 512.0)
 """(query-key, value) widths of DeepSeek's latent attention, arXiv:2405.04434: expanded and absorbed."""
 
+ENOUGH_OF_OLDER = 0.2
+"""A newer release stands for a kernel if it has this fraction of the rows of the one before."""
+
 MOST_GROUPED_HEADS = 32
 POWER_LAW_DRAWS = 5
 DEEPSEEK_V3 = {"hidden_size": 7168, "inter_size": 2048, "num_experts": 256, "topk": 8}
@@ -89,7 +93,7 @@ class _Source:
 
 
 def read_tables(device: str, families: tuple[str, ...] = ()) -> list[MeasuredTable]:
-    """Tables of a device, one for each kernel source and datatype, of the release that has most rows.
+    """Tables of a device, one for each kernel source and datatype, of the newest release that covers it.
 
     Parameters
     ----------
@@ -111,13 +115,18 @@ def read_tables(device: str, families: tuple[str, ...] = ()) -> list[MeasuredTab
         if families and source.family not in families:
             continue
         best: dict[str, MeasuredTable] = {}
-        for path in sorted((root / source.folder).glob(f"*/*/{source.file}")):
+        for path in sorted((root / source.folder).glob(f"*/*/{source.file}"), key=_release):
             for table in _tables_of(path, source, device):
                 known = best.get(table.name)
-                if known is None or table.num_rows >= known.num_rows:
+                if known is None or table.num_rows >= ENOUGH_OF_OLDER * known.num_rows:
                     best[table.name] = table
         tables += best.values()
     return tables
+
+
+def _release(path: Path) -> tuple[str, list[int]]:
+    """Order of releases: by framework, then by the numbers of the version."""
+    return path.parts[-3], [int(number) for number in re.findall(r"\d+", path.parts[-2])]
 
 
 def data_folder() -> Path:

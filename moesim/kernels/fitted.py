@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.evidence import Estimate, Grade
 from moesim.hardware.schema import Device
@@ -16,7 +17,7 @@ from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit
 from moesim.kernels.forms.base import Machine, Parts
 from moesim.kernels.forms.families import FORMS, Form
 from moesim.kernels.forms.formats import attention_dtype
-from moesim.kernels.forms.regime import regime_of
+from moesim.kernels.forms.regime import regime_index
 from moesim.kernels.histogram import ExpertLoad
 from moesim.model.ops import AttentionDecode, AttentionPrefill, Gemm, GroupedExperts, MemoryBound, Op, Router
 
@@ -40,6 +41,7 @@ class _Kernel:
     machine: Machine
     parameters: Any
     choice: Any
+    sigma: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,15 @@ class FittedCost:
 
     def _sigma(self, kernel: _Kernel, parts: Parts, columns: Columns) -> float:
         """Mean over the elements, weighted with their time; wider outside the shapes seen."""
-        regimes = regime_of(parts, kernel.parameters.launch_s)
-        sigma = np.select([regimes == r for r in REGIMES], [kernel.fit.sigma[r] for r in REGIMES], 0.0)
-        widened = np.where(_unseen(kernel.fit, columns), sigma * kernel.fit.larger_sigma_ratio, sigma)
-        seconds, widened = np.broadcast_arrays(parts.seconds, widened)
+        sigma: Any = kernel.sigma[regime_index(parts, kernel.parameters.launch_s)]
+        outside = _unseen(kernel.fit, columns)
+        if np.any(outside):
+            sigma = np.where(outside, sigma * kernel.fit.larger_sigma_ratio, sigma)
+        seconds = np.asarray(parts.seconds)
         total = float(seconds.sum())
-        return float((widened * seconds).sum() / total) if total > 0 else float(np.max(sigma, initial=0.0))
+        if total <= 0:
+            return float(kernel.sigma.max())
+        return float((sigma * seconds).sum() / (total * (sigma * seconds).size / seconds.size))
 
     def _least_sigma(self, family: str) -> float:
         """A family whose transfer was not measured is taken to move as badly as the worst."""
@@ -192,8 +197,10 @@ class FittedCost:
             form = FORMS[key[0]]
             for fit in fits:
                 machine = form.machine(self.device, fit.dtype)
-                kernel = _Kernel(fit, form, machine, fit.parameter_values(), fit.choice_values())
-                ready.setdefault(key, {})[fit.variant] = kernel
+                sigma = np.array([fit.sigma[name] for name in REGIMES])
+                ready.setdefault(key, {})[fit.variant] = _Kernel(
+                    fit, form, machine, fit.parameter_values(), fit.choice_values(), sigma
+                )
         return ready
 
 
@@ -210,7 +217,9 @@ def _unseen(fit: Fit, columns: Columns) -> Any:
     """Where any quantity lies outside the range of the rows fitted."""
     outside: Any = False
     for name, value in columns.items():
-        if name in fit.seen and name not in IGNORED_RANGES and not name.startswith("padded_"):
-            least, most = fit.seen[name]
-            outside = outside | np.less(value, least / RANGE_SLACK) | np.greater(value, most * RANGE_SLACK)
+        if name not in fit.seen or name in IGNORED_RANGES or name.startswith("padded_"):
+            continue
+        least, most = fit.seen[name][0] / RANGE_SLACK, fit.seen[name][1] * RANGE_SLACK
+        if np.min(value, initial=most) < least or np.max(value, initial=least) > most:
+            outside = outside | np.less(value, least) | np.greater(value, most)
     return outside
