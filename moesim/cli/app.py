@@ -24,7 +24,7 @@ COMMANDS: dict[str, str] = {
     "whatif": "Vary scenario fields and tabulate what changes.",
     "place": "Place the experts of a routing trace on ranks, with a proven bound.",
     "capture": "Capture the routing of a real model (needs the capture extra).",
-    "trace": "Show, summarise, generate and split routing traces.",
+    "trace": "Convert, show, measure, fit, generate, transform and slice routing traces.",
     "profile": "List, show and check hardware profiles.",
     "model": "List and show models.",
     "policies": "List the registered policies and their parameters.",

@@ -40,7 +40,9 @@ def command(
 def _import_registries() -> None:
     import moesim.placement.registry  # noqa: PLC0415
     import moesim.steps.overlap  # noqa: PLC0415
-    import moesim.traces.generators  # noqa: F401, PLC0415
+    import moesim.traces.formats  # noqa: PLC0415
+    import moesim.traces.generators  # noqa: PLC0415
+    import moesim.traces.transforms  # noqa: F401, PLC0415
 
 
 def _summary(cls: type) -> str:

@@ -1,4 +1,4 @@
-"""``moesim trace``: show, summarise, generate and split routing traces."""
+"""``moesim trace``: convert, show, measure, fit, generate, transform and slice routing traces."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moesim.cli.trace_slices import COMMANDS as SLICES
 from moesim.errors import InputError, Problem
 
 app = typer.Typer(
-    help="Show, summarise, generate and split routing traces.",
+    help="Convert, show, measure, fit, generate, transform and slice routing traces.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,

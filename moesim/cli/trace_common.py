@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +55,7 @@ def refuse_existing(files: list[Path], force: bool) -> None:
         raise InputError(problems)
 
 
-def tell(command: str, sizes: dict[str, int], files: list[Path], as_json: bool) -> None:
+def tell(command: str, sizes: Mapping[str, float], files: list[Path], as_json: bool) -> None:
     """What a command made: sizes and files."""
     metrics = {
         name: {"value": size, "unit": "tokens" if name.endswith("tokens") else "count"}

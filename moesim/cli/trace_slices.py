@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from moesim.cli.output import JSON_OPTION
-from moesim.cli.trace_common import FORCE, OUT, SEED, TRACE, loaded, refuse_existing, tell
+from moesim.cli.trace_common import FORCE, OUT, SEED, TRACE, assignment, loaded, refuse_existing, tell
 from moesim.cli.trace_convert import numbers_of
 from moesim.errors import InputError, Problem
 
@@ -125,4 +125,33 @@ def remap(
     tell("trace remap", {"tokens": made.num_tokens, "experts": made.num_experts}, [out], as_json)
 
 
-COMMANDS = (merge, sample, window, by_domain, by_layer, remap)
+def transform(
+    name: str = typer.Argument(help="Registered transform, see 'moesim policies'."),
+    trace: str = TRACE,
+    *,
+    out: Path = OUT,
+    param: list[str] = typer.Option([], "--param", help="Parameter NAME=VALUE. Repeatable."),
+    seed: int = SEED,
+    force: bool = FORCE,
+    as_json: bool = JSON_OPTION,
+) -> None:
+    """What if the router did otherwise: fewer experts, capacity, groups, pruning, expert choice."""
+    from moesim.evidence import rng_for  # noqa: PLC0415
+    from moesim.traces import write_trace  # noqa: PLC0415
+    from moesim.traces.store import verify_trace  # noqa: PLC0415
+    from moesim.traces.transforms import transforms  # noqa: PLC0415
+
+    refuse_existing([out], force)
+    policy = transforms.build(name, dict(map(assignment, param)))
+    made = policy.apply(loaded(trace), rng_for(seed, f"trace/{name}"))
+    verify_trace(made)
+    write_trace(out, made)
+    choices = int((made.expert_ids != made.empty_slot).sum())
+    sizes = {
+        "tokens": made.num_tokens,
+        "choices_per_token_and_layer": choices / made.num_tokens / made.num_layers,
+    }
+    tell("trace transform", sizes, [out], as_json)
+
+
+COMMANDS = (merge, sample, window, by_domain, by_layer, remap, transform)
