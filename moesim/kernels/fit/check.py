@@ -10,12 +10,12 @@ import numpy as np
 
 from moesim.hardware.schema import Device
 from moesim.kernels.fit.optimise import Solution
-from moesim.kernels.fit.protocol import random_split, regimes, score
+from moesim.kernels.fit.protocol import SMALL_TABLE_ROWS, random_split, regimes, score
 from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit, Score
 from moesim.kernels.forms.families import FORMS, variant_of
 from moesim.kernels.measured import MeasuredTable
 
-Split: TypeAlias = Literal["held out", "new shapes", "larger shapes"]
+Split: TypeAlias = Literal["held out", "new shapes", "larger shapes", "far larger shapes", "all rows"]
 
 NEAR_APE = 0.10
 FAR_APE = 0.15
@@ -64,16 +64,18 @@ def recorded_rows(fits: DeviceFits) -> list[CheckRow]:
             ("held out", fit.held_out),
             ("new shapes", fit.new_shapes),
             ("larger shapes", fit.larger_shapes),
+            ("far larger shapes", fit.far_larger_shapes),
         )
         rows += [_row(fits, fit, "all", split, found) for split, found in scores if found is not None]
+        rows += [_row(fits, fit, regime, "held out", found) for regime, found in fit.regimes.items()]
     return rows
 
 
 def checked_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Device) -> list[CheckRow]:
-    """Errors of the fits in a file on the rows of ``tables`` that were held out, by regime.
+    """Errors of the fits in a file on the rows of ``tables``, by regime.
 
-    The rows held out are those of :func:`~moesim.kernels.fit.protocol.random_split`; a table that has
-    grown since it was fitted is passed over, because its split is another one.
+    Of a table that the fit was made from, those that :func:`~moesim.kernels.fit.protocol.random_split`
+    held out; a small one is passed over, for it was fitted as a whole. Of any other table all rows.
     """
     rows = []
     for table in tables:
@@ -83,10 +85,12 @@ def checked_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Devi
         for variant in np.unique(variants):
             fit = _fit_of(fits, table, str(variant))
             part = table.at(variants == variant)
-            if fit is None or fit.num_rows != part.num_rows:
+            if fit is None:
                 continue
-            _, test = random_split(part)
-            rows += _by_regime(fits, fit, part.at(test), device)
+            if fit.num_rows != part.num_rows:
+                rows += _by_regime(fits, fit, part, device, "all rows")
+            elif part.num_rows >= SMALL_TABLE_ROWS:
+                rows += _by_regime(fits, fit, part.at(random_split(part)[1]), device, "held out")
     return rows
 
 
@@ -118,15 +122,16 @@ def plain(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
     return [asdict(row) for row in rows]
 
 
-def _by_regime(fits: DeviceFits, fit: Fit, held_out: MeasuredTable, device: Device) -> list[CheckRow]:
+def _by_regime(
+    fits: DeviceFits, fit: Fit, held_out: MeasuredTable, device: Device, split: Split
+) -> list[CheckRow]:
     if not held_out.num_rows:
         return []
     solution = Solution(fit.parameter_values(), fit.choice_values(), 0.0)
     kinds = regimes(solution, held_out, device)
     parts = [("all", held_out)] + [(str(r), held_out.at(kinds == r)) for r in REGIMES if (kinds == r).any()]
     return [
-        _row(fits, fit, regime, "held out", score(solution, part, device, fit.sigma))
-        for regime, part in parts
+        _row(fits, fit, regime, split, score(solution, part, device, fit.sigma)) for regime, part in parts
     ]
 
 

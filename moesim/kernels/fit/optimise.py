@@ -34,7 +34,7 @@ SOFT_RESIDUAL = 0.1
 INSIDE = 1e-5
 """Least distance of a start from its bounds, as a fraction of their distance."""
 
-WEAK_PULL = 0.2
+WEAK_PULL = 0.5
 """Residual that a parameter e times off its typical value counts as, where there is no prior: next to
 hundreds of rows nothing, unless no row says anything about the parameter."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,7 @@ SMALL_TABLE_ROWS = 400
 FOLDS = 5
 """Parts that a smaller table is cut into for cross-validation."""
 
-PROTOCOL_ROWS = 700
+PROTOCOL_ROWS = 600
 """Rows of the side fits; they only serve to count errors."""
 
 OUTLIER = 0.7
@@ -37,11 +38,24 @@ BAND_FRACTION = 0.8
 BAND_Z = 1.2815515655446004
 """Standard normal quantile of 90 %: half-width of the 80 % band in sigmas."""
 
+LARGEST = 0.8
+LARGER_FROM = 0.8
+FAR_LARGER_FROM = 0.5
+"""Quantiles of datasheet time: rows tested lie above the first, rows fitted below the others."""
+
 UNTESTED_RATIO, MOST_RATIO = 1.5, 4.0
 """Widening beyond the shapes seen where it was not tested; the most that is believed."""
 
 LEAST_REGIME_ROWS = 25
 LEAST_SIGMA = 0.02
+
+
+class _Unseen(NamedTuple):
+    """ln(predicted / measured), sigma and regime of rows that no parameter saw, each ``(num_rows,)``."""
+
+    error: NDArray[np.float64]
+    width: NDArray[np.float64]
+    kinds: NDArray[np.str_]
 
 
 def fit_table(
@@ -61,16 +75,18 @@ def fit_table(
         Too few rows.
     """
     if table.num_rows < SMALL_TABLE_ROWS:
-        solution, sigma, held_out, train = _cross_validated(table, device)
+        solution, sigma, unseen, train = _cross_validated(table, device)
     else:
         train, test = random_split(table)
         solution = fit_rows(table.at(train), device)
         sigma = regime_sigma(solution, table.at(train), device)
-        held_out = score(solution, table.at(test), device, sigma)
-    new_shapes = larger = None
+        unseen = _unseen(solution, table.at(test), device, sigma)
+    new_shapes = larger = far_larger = None
+    ratio = UNTESTED_RATIO
     if side_fits:
-        new_shapes = _side_score(table, device, shape_split(table))
-        larger = _side_score(table, device, size_split(table, device))
+        new_shapes, _ = _side_score(table, device, shape_split(table), widens=False)
+        larger, ratio = _side_score(table, device, size_split(table, device, LARGER_FROM))
+        far_larger, _ = _side_score(table, device, size_split(table, device, FAR_LARGER_FROM))
     note(f"{table.name} {variant}: fitted on {int(train.sum())} of {table.num_rows} rows")
     names = form_of(table.family).free(solution.choice)
     residuals = _residuals(solution, table.at(train), device)
@@ -83,13 +99,15 @@ def fit_table(
         choice=asdict(solution.choice),
         sigma=sigma,
         seen=_seen(table.at(train)),
-        larger_sigma_ratio=larger[1] if larger else UNTESTED_RATIO,
+        larger_sigma_ratio=ratio,
         num_rows=table.num_rows,
         num_fitted_rows=int(train.sum()),
         num_dropped_rows=int((np.abs(residuals) > OUTLIER).sum()),
-        held_out=held_out,
-        new_shapes=new_shapes[0] if new_shapes else None,
-        larger_shapes=larger[0] if larger else None,
+        held_out=_score_of(unseen.error, unseen.width),
+        regimes=_by_regime(unseen),
+        new_shapes=new_shapes,
+        larger_shapes=larger,
+        far_larger_shapes=far_larger,
         evidence=evidence,
     )
     return fit, solution
@@ -97,7 +115,7 @@ def fit_table(
 
 def _cross_validated(
     table: MeasuredTable, device: Device
-) -> tuple[Solution, dict[Regime, float], Score, NDArray[np.bool_]]:
+) -> tuple[Solution, dict[Regime, float], _Unseen, NDArray[np.bool_]]:
     """Fit on all rows of a small table; sigma and score from rows that the fit of their fold did not see."""
     everything = np.ones(table.num_rows, dtype=bool)
     solution = fit_rows(table, device)
@@ -108,9 +126,9 @@ def _cross_validated(
         error[folds == fold] = _residuals(own, table.at(folds == fold), device)
     if table.num_rows < 2 * LEAST_ROWS:
         error = _residuals(solution, table, device) * FOLDS**0.5
-    sigma = _sigma_of(np.abs(error), regimes(solution, table, device))
-    width = _width(solution, table, device, sigma)
-    return solution, sigma, _score_of(error, width), everything
+    kinds = regimes(solution, table, device)
+    sigma = _sigma_of(np.abs(error), kinds)
+    return solution, sigma, _Unseen(error, _width_of(kinds, sigma), kinds), everything
 
 
 def regimes(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.str_]:
@@ -144,11 +162,6 @@ def covering_sigma(absolute_error: NDArray[np.float64]) -> float:
     return max(float(np.quantile(absolute_error, few)) / BAND_Z, LEAST_SIGMA)
 
 
-def score(solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float]) -> Score:
-    """Errors of a solution on rows, and how many lie in its band."""
-    return _score_of(_residuals(solution, table, device), _width(solution, table, device, sigma))
-
-
 def _score_of(error: NDArray[np.float64], width: NDArray[np.float64]) -> Score:
     ape = np.abs(np.expm1(error))
     return Score(
@@ -160,11 +173,24 @@ def _score_of(error: NDArray[np.float64], width: NDArray[np.float64]) -> Score:
     )
 
 
-def _width(
-    solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float]
-) -> NDArray[np.float64]:
-    """Sigma of each row, by its regime."""
+def score(solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float]) -> Score:
+    """Errors of a solution on rows, and how many lie in its band."""
+    rows = _unseen(solution, table, device, sigma)
+    return _score_of(rows.error, rows.width)
+
+
+def _by_regime(unseen: _Unseen) -> dict[Regime, Score]:
+    found = [(regime, unseen.kinds == regime) for regime in REGIMES]
+    return {regime: _score_of(unseen.error[own], unseen.width[own]) for regime, own in found if own.any()}
+
+
+def _unseen(solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float]) -> _Unseen:
     kinds = regimes(solution, table, device)
+    return _Unseen(_residuals(solution, table, device), _width_of(kinds, sigma), kinds)
+
+
+def _width_of(kinds: NDArray[np.str_], sigma: dict[Regime, float]) -> NDArray[np.float64]:
+    """Sigma of each row, by its regime."""
     return np.select([kinds == r for r in REGIMES], [sigma[r] for r in REGIMES], 0.0)
 
 
@@ -191,28 +217,42 @@ def shape_split(table: MeasuredTable) -> tuple[NDArray[np.bool_], NDArray[np.boo
     return ~test, test
 
 
-def size_split(table: MeasuredTable, device: Device) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks of the smaller four fifths and the largest fifth by the time a datasheet would give."""
+def size_split(
+    table: MeasuredTable, device: Device, fitted_below: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of the rows below a quantile and of the largest fifth, by the time a datasheet would give."""
     form = form_of(table.family)
     machine = form.machine(device, table.dtype)
     parts = form.seconds(form.work(table.columns, table.dtype), machine, form.parameters(), form.choice())
     size = np.maximum(parts.memory_s, parts.compute_s)
-    largest = size > np.quantile(size, 0.8)
-    return ~largest, largest
+    return size <= np.quantile(size, fitted_below), size > np.quantile(size, LARGEST)
 
 
 def _side_score(
-    table: MeasuredTable, device: Device, split: tuple[NDArray[np.bool_], NDArray[np.bool_]]
-) -> tuple[Score, float] | None:
-    """Score of a fit on other rows, with the band of that fit, and the widening that would cover 80 %."""
+    table: MeasuredTable,
+    device: Device,
+    split: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    *,
+    widens: bool = True,
+) -> tuple[Score | None, float]:
+    """Score of a fit on other rows, and by how much the band of that fit must be widened to cover 80 %.
+
+    The widening is measured on every other row tested, and the coverage of the widened band on the rest.
+    """
     train, test = split
     if train.sum() < LEAST_REGIME_ROWS or test.sum() < LEAST_ROWS:
-        return None
+        return None, UNTESTED_RATIO
     own = fit_rows(table.at(train), device, max_rows=PROTOCOL_ROWS)
     sigma = regime_sigma(own, subsample(table.at(train), 4 * PROTOCOL_ROWS, "sigma"), device)
-    error, width = _residuals(own, table.at(test), device), _width(own, table.at(test), device, sigma)
-    needed = covering_sigma(np.abs(error) / width)
-    return _score_of(error, width), float(np.clip(needed, 1.0, MOST_RATIO))
+    rows = _unseen(own, table.at(test), device, sigma)
+    found = _score_of(rows.error, rows.width)
+    if not widens:
+        return found, 1.0
+    relative = np.abs(rows.error) / rows.width
+    some = rng_for(0, f"calibration/widen/{table.name}").permutation(len(relative)) % 2 == 0
+    ratio = float(np.clip(covering_sigma(relative[some]), 1.0, MOST_RATIO))
+    inside = float(np.mean(relative[~some] <= BAND_Z * ratio))
+    return found.model_copy(update={"coverage": inside}), ratio
 
 
 def _residuals(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.float64]:
