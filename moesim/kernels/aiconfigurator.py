@@ -227,8 +227,13 @@ def _heads(r: Rows) -> dict[str, NDArray[Any]]:
         "num_kv_heads": np.where(kv > 0, kv, num_heads),
         "qk_dim": r["head_dim"],
         "v_dim": r["head_dim"],
-        "window": r["window_size"],
+        "window": _window(r),
     }
+
+
+def _window(r: Rows) -> NDArray[Any]:
+    """Window of each row; older releases have no such column and measured none."""
+    return r["window_size"] if "window_size" in r else np.zeros(len(r["latency"]))
 
 
 def _latent(r: Rows, widths: tuple[float, float], kv_heads: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -279,7 +284,7 @@ def _regular_decode(rows: Rows, backend: str) -> NDArray[np.bool_]:
     del backend
     kernels = np.asarray(rows["kernel_source"], dtype=str)
     irregular = (np.char.find(kernels, "fa4") >= 0) & (rows["head_dim"] == 512)
-    return np.asarray(_few_grouped(rows) & (rows["window_size"] == 0) & ~irregular)
+    return np.asarray(_few_grouped(rows) & (_window(rows) == 0) & ~irregular)
 
 
 def _few_grouped(rows: Rows) -> NDArray[np.bool_]:
