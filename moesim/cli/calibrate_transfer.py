@@ -35,20 +35,23 @@ def transfer(
     rows = []
     for name in device or measured:
         target = load_device(name)
-        near = nearest_of(target, [other for other in measured if other != target.name])
-        if near is None:
-            note(f"{name}: no other fitted device is near")
-            continue
-        is_same = is_same_architecture(target, load_device(near))
-        note(f"{name} from the fits of {near}")
+        others = [other for other in measured if other != target.name]
+        foreign = [other for other in others if not is_same_architecture(target, load_device(other))]
         tables = read_tables(target.name, tuple(family or ()))
-        rows += moved(load_fits(near), tables, target, same_architecture=is_same)
+        for near in dict.fromkeys((nearest_of(target, others), nearest_of(target, foreign))):
+            if near is None:
+                note(f"{name}: no other fitted device is near")
+                continue
+            is_same = is_same_architecture(target, load_device(near))
+            note(f"{name} from the fits of {near}")
+            rows += moved(load_fits(near), tables, target, same_architecture=is_same)
     if not rows:
         raise InputError.at("--device", device, f"two or more fitted devices of {', '.join(SYSTEMS)}")
+    targets = len({row.target for row in rows})
     evidence = (
-        f"fitted: {len(rows)} kernels of {len({r.target for r in rows})} devices, each answered for by "
+        f"fitted: {len(rows)} kernels of {targets} devices, answered for by the nearest other device and by the "
+        f"nearest of another architecture; measured rows of aiconfigurator-core {package_version()}"
     )
-    evidence += f"the nearest other device; measured rows of aiconfigurator-core {package_version()}"
     band = band_of(rows, {"all": evidence})
     path = write_document(out or own_folder(TRANSFER_ROOM) / f"{TRANSFER_FILE}.yaml", band)
     plain: list[dict[str, Any]] = [

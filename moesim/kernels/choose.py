@@ -19,7 +19,7 @@ from moesim.kernels.fitted import FittedCost
 TRANSFER_ROOM = "calibration/transfer"
 TRANSFER_FILE = "leave_one_out"
 
-SAME_ARCHITECTURE = 0.05
+SAME_ARCHITECTURE = 0.15
 """Two devices whose arithmetic differs by less than this (ln) run the same kernels alike."""
 
 NEAR = 1.5
