@@ -49,8 +49,8 @@ def transfer(
         raise InputError.at("--device", device, f"two or more fitted devices of {', '.join(SYSTEMS)}")
     targets = len({row.target for row in rows})
     evidence = (
-        f"fitted: {len(rows)} kernels of {targets} devices, answered for by the nearest other device and by the "
-        f"nearest of another architecture; measured rows of aiconfigurator-core {package_version()}"
+        f"fitted: {len(rows)} kernels of {targets} devices, answered for by the nearest other device and "
+        f"by that of another architecture; measured rows of aiconfigurator-core {package_version()}"
     )
     band = band_of(rows, {"all": evidence})
     path = write_document(out or own_folder(TRANSFER_ROOM) / f"{TRANSFER_FILE}.yaml", band)
