@@ -157,7 +157,7 @@ def test_bars_on_numbers_by_hand():
 
 
 def test_held_out_half_of_a_public_trace_is_met():
-    data = public_trace("gptoss20b_gpqa_diamond")
+    data = public_trace("gptoss20b_gpqa_main")
     ids = data["expert_ids"]
     trace = trace_of(ids, int(ids.max()) + 1, lengths=data["seq_lens"].astype(int))
     fit_on, held_out = trace.split()
