@@ -6,12 +6,21 @@ BIN := $(VENV)/bin
 CAPTURE ?=
 TORCH ?= torch==2.13.0
 OUT ?= reports/demo
+# The machine at hand: its profile, and a Python with torch and transformers.
+MACHINE ?= epyc_2core_vm
+TORCH_PYTHON ?= $(BIN)/python
+DEMO := $(CURDIR)/reports/calibrate_demo
+DEMO_FOLDER := $(DEMO)/calibration/measurements/$(MACHINE)
+DEMO_MODELS := tiny_olmoe=traces/tiny_olmoe/checkpoint \
+	qwen3_moe_small=calibration/models/qwen3_moe_small \
+	mixtral_small=calibration/models/mixtral_small
 
-.PHONY: demo test check format bench docs clean help
+.PHONY: demo calibrate-demo test check format bench docs clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install into $(VENV), simulate, and write $(OUT)/report.html"
+	@echo "make calibrate-demo  measure this CPU, fit, predict whole models, compare (under 5 minutes)"
 	@echo "make test    install into $(VENV) and run every test"
 	@echo "make check   ruff and mypy"
 	@echo "make bench   print the speed figures"
@@ -33,6 +42,18 @@ $(VENV)/.capture: $(VENV)/.dev
 
 demo: $(VENV)/.base
 	$(BIN)/python -m moesim demo --out $(OUT)
+
+calibrate-demo: $(VENV)/.dev $(if $(filter $(BIN)/python,$(TORCH_PYTHON)),$(VENV)/.capture)
+	cd moesim/kernels && $(abspath $(TORCH_PYTHON)) -m harness --name $(MACHINE) --device cpu --dtype fp32 \
+		--minutes 2 --out $(DEMO_FOLDER)
+	cd moesim/kernels && $(abspath $(TORCH_PYTHON)) -W ignore -m harness --name $(MACHINE) --device cpu \
+		--dtype fp32 --out $(DEMO_FOLDER) \
+		$(foreach pair,$(DEMO_MODELS),--model $(CURDIR)/$(lastword $(subst =, ,$(pair))))
+	mkdir -p $(DEMO)/calibration/fits
+	$(BIN)/python -m moesim calibrate fit $(MACHINE) --quick --from $(DEMO_FOLDER) \
+		--out $(DEMO)/calibration/fits/$(MACHINE).yaml
+	MOESIM_PATH=$(DEMO) $(BIN)/python -m moesim calibrate steps $(MACHINE)_x1 --measured $(DEMO_FOLDER) \
+		$(addprefix --model ,$(DEMO_MODELS))
 
 test: $(VENV)/.dev $(if $(CAPTURE),$(VENV)/.capture)
 	$(BIN)/python -m pytest -n 2 tests
