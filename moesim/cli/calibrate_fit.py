@@ -18,7 +18,7 @@ Out = Annotated[Path | None, typer.Option(help=f"File to write; {FITS}/DEVICE.ya
 Quick = Annotated[bool, typer.Option(help="Skip the fits that only count errors on other shapes.")]
 
 
-def command(
+def fit(
     device: Device, source: From = None, out: Out = None, quick: Quick = False, json: bool = JSON_OPTION
 ) -> None:
     """Fit a device's measurements; write calibration/fits/DEVICE.yaml."""

@@ -20,7 +20,7 @@ Out = Annotated[Path | None, typer.Option(help=f"Folder to write to; {FITS} if l
 Quick = Annotated[bool, typer.Option(help="Skip the fits that only count errors on other shapes.")]
 
 
-def command(
+def import_tables(
     source: Source,
     device: Devices = None,
     family: Families = None,
