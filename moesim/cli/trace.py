@@ -12,6 +12,7 @@ from moesim.cli.trace_common import FORCE, OUT, SEED, TRACE, assignment, loaded,
 from moesim.cli.trace_compare import compare, fit
 from moesim.cli.trace_convert import convert
 from moesim.cli.trace_measures import locality, shifts
+from moesim.cli.trace_report import report
 from moesim.cli.trace_slices import COMMANDS as SLICES
 from moesim.errors import InputError, Problem
 
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 
 app.command()(convert)
-for command in (compare, fit, locality, shifts, *SLICES):
+for command in (compare, fit, locality, shifts, report, *SLICES):
     app.command()(command)
 
 DOMAIN = typer.Option(None, help="Only tokens of this kind of text.")

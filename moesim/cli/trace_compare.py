@@ -68,7 +68,7 @@ def compare(
         candidates = {name: loaded(name) for name in others}
     else:
         fitted_on, reference = reference.split()
-        candidates = {"fit half": fitted_on} | _twins(twin, fitted_on, reference, seed)
+        candidates = {"fit half": fitted_on} | twins_of(twin, fitted_on, reference, seed)
     wanted = behaviour(reference, rng_for(seed, "trace/compare"))
     found = {name: behaviour(other, rng_for(seed, "trace/compare")) for name, other in candidates.items()}
     off = {name: errors(wanted, values) for name, values in found.items()}
@@ -83,18 +83,18 @@ def compare(
         return
     cells = []
     for name, bar in BARS.items():
-        told = [f"{wanted[name]:.3f}", _percent(bar.limit, bar.absolute).lstrip("+")]
+        told = [f"{wanted[name]:.3f}", percent(bar.limit, bar.absolute).lstrip("+")]
         for other in found:
             error = off[other][name]
             star = "*" if abs(error) > bar.limit else " "
-            told.append(f"{found[other][name]:.3f} {_percent(error, bar.absolute)}{star}")
+            told.append(f"{found[other][name]:.3f} {percent(error, bar.absolute)}{star}")
         cells.append([name, *told])
     title = f"{reference.num_tokens:,} tokens of {reference.info.model}, mean over layers"
     head = ["statistic", "held out" if not others else "reference", "bar", *found]
     table(title, head, cells, right=range(1, len(head)))
 
 
-def _twins(
+def twins_of(
     names: list[str], fitted_on: RoutingTrace, reference: RoutingTrace, seed: int
 ) -> dict[str, RoutingTrace]:
     """Generated traces of the reference's shape and length, by generator."""
@@ -114,5 +114,6 @@ def _twins(
     return made
 
 
-def _percent(error: float, absolute: bool) -> str:
+def percent(error: float, absolute: bool) -> str:
+    """``+1.2%`` or ``+1.2 pt``."""
     return f"{100 * error:+.1f}{' pt' if absolute else '%'}"
