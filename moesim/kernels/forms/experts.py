@@ -57,7 +57,7 @@ class ExpertParameters:
 
     launch_s: float = free(15 * US, 0.1 * US, 1000 * US)
     expert_s: float = free(0.03 * US, 1e-05 * US, 10 * US)
-    touched_s: float = free(1 * US, 0.001 * US, 1000 * US)
+    touched_s: float = free(40 * US, 0.001 * US, 1000 * US)
     row_s: float = free(1e-05 * US, 1e-08 * US, 0.01 * US)
     compute_fraction: float = free(0.6, 0.02, 3.0)
     bandwidth_fraction: float = free(0.8, 0.05, 1.3)
