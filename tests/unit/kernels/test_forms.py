@@ -166,7 +166,9 @@ def test_machine_of_devices():
     assert gpu.flops_per_s == pytest.approx(1978.9e12)
     cpu = Machine.of(load_device("epyc_2core_vm"), "fp32")
     assert not cpu.is_tiled
-    assert cpu.exponentials_per_s == pytest.approx(load_device("epyc_2core_vm").peak_flops_per_s["fp32"] / 64 * 16)
+    assert cpu.exponentials_per_s == pytest.approx(
+        load_device("epyc_2core_vm").peak_flops_per_s["fp32"] / 64 * 16
+    )
 
 
 def random_columns(family, size, rng):
