@@ -1,8 +1,9 @@
-"""``moesim report``: page and figures of a finished run, drawn anew from its ``run.json``."""
+"""``moesim report``: page and figures of finished runs, drawn anew from their ``run.json``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,37 +12,41 @@ import typer
 from moesim.errors import InputError, Problem
 from moesim.units import MIB
 
-NEEDED = (
-    "command",
-    "metrics",
-    "headline",
-    "breakdown",
-    "evidence",
-    "limiter",
-    "views",
-    "scenario",
-    "title",
-    "answer",
-)
 MAX_BYTES = 256 * MIB
 
 
 def command(
-    run_dir: Annotated[Path, typer.Argument(help="Folder that `moesim run --out` wrote.")],
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders that `moesim run --out` wrote.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the page; default: the one RUN_DIR. Files of reports in it are replaced."
+        ),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Title of the page; default: that of the run.")] = None,
 ) -> None:
-    """Write the HTML report and the figures of a finished run."""
+    """Write one HTML report of finished runs, and the figures of a single one."""
     from moesim.report.figures import write_figures  # noqa: PLC0415
     from moesim.report.page import write_page  # noqa: PLC0415
 
-    document = _read(run_dir / "run.json")
-    written = [write_page([document], run_dir / "report.html", title=document["title"])]
-    written += write_figures(document, run_dir)
+    if out is None and len(run_dirs) > 1:
+        raise InputError([Problem("--out", "missing (required for more than one RUN_DIR)")])
+    documents = [_read(folder / "run.json") for folder in run_dirs]
+    folder = out or run_dirs[0]
+    heading = title or (documents[0]["title"] if len(documents) == 1 else f"{len(documents)} runs of moesim")
+    written = [write_page(documents, folder / "report.html", title=heading)]
+    if len(documents) == 1:
+        written += write_figures(documents[0], folder)
     for path in written:
         typer.echo(str(path))
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> Mapping[str, Any]:
     """Document of a run, or one error that says what the file is not."""
+    from moesim.report.document import check_document  # noqa: PLC0415
+
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError([Problem("", "larger than any run.json", str(path))])
@@ -54,7 +59,4 @@ def _read(path: Path) -> Any:
         raise InputError(
             [Problem("command", "not a run of moesim; accepted: a run.json of moesim run", str(path))]
         )
-    missing = [name for name in NEEDED if name not in document]
-    if missing:
-        raise InputError([Problem(name, "missing (required)", str(path)) for name in missing])
-    return document
+    return check_document(document, str(path))

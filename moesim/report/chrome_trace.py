@@ -73,15 +73,16 @@ def excerpt(
     )
     first = int(starts[inside][there].min()) if there.any() else 0
     last = int(ends[inside][there].max()) if there.any() else 0
+    edges = {i: _edges(parts_of(program.instructions[i]), starts[i], ends[i]) / PS_PER_S for i in inside}
     rows = []
     for rank in ranks:
         for stream in program.streams:
             spans = [
-                [name, kind, program.instructions[i].layer, start / PS_PER_S, end / PS_PER_S]
+                [part.name, part.kind, program.instructions[i].layer, float(begin), float(end)]
                 for i in inside
                 if program.instructions[i].stream == stream and ends[i, rank] != ABSENT
-                for name, kind, start, end in _part_times(
-                    parts_of(program.instructions[i]), rank, int(starts[i, rank]), int(ends[i, rank])
+                for part, begin, end in zip(
+                    parts_of(program.instructions[i]), edges[i][:-1, rank], edges[i][1:, rank], strict=True
                 )
             ]
             if spans:
@@ -101,41 +102,45 @@ def _spread(
 
 
 def _slices(program: Program, recorded: Recorded, sample: int, ranks: Sequence[int]) -> list[dict[str, Any]]:
+    """Complete events of every part, and of every wait for the last member of a collective."""
     starts, ends = recorded.starts_ps[:, sample], recorded.ends_ps[:, sample]
     events: list[dict[str, Any]] = []
     free = np.zeros((len(program.streams), program.num_ranks), dtype=np.int64)
     for index, instruction in enumerate(program.instructions):
         stream = program.streams.index(instruction.stream)
+        members = [rank for rank in ranks if ends[index, rank] != ABSENT]
+        if isinstance(instruction, Meet):
+            for rank in members:
+                begin, start = int(free[stream, rank]), int(starts[index, rank])
+                if start > begin:
+                    events.append(
+                        _slice("wait for the last rank", rank, stream, begin, start) | {"cname": "grey"}
+                    )
+        free[stream, members] = ends[index, members]
         parts = parts_of(instruction)
-        for rank in ranks:
-            start, end = int(starts[index, rank]), int(ends[index, rank])
-            if end == ABSENT:
-                continue
-            waited = start - int(free[stream, rank])
-            if isinstance(instruction, Meet) and waited > 0:
-                wait = _slice("wait for the last rank", rank, stream, start - waited, start)
-                events.append(wait | {"cname": "grey"})
-            free[stream, rank] = end
-            arguments = {} if instruction.layer is None else {"layer": instruction.layer}
-            for part, (name, kind, begin, finish) in zip(
-                parts, _part_times(parts, rank, start, end), strict=True
-            ):
-                event = _slice(name, rank, stream, begin, finish)
-                event["args"] = arguments | {"evidence": part.estimate.grade, "sigma": part.estimate.sigma}
-                event["cname"] = TRACE_COLOURS.get(kind, TRACE_COLOURS["compute"])
-                events.append(event)
+        if not parts:
+            continue
+        layer = {} if instruction.layer is None else {"layer": instruction.layer}
+        edges = _edges(parts, starts[index], ends[index])
+        for number, part in enumerate(parts):
+            told = {
+                "cname": TRACE_COLOURS.get(part.kind, TRACE_COLOURS["compute"]),
+                "args": layer | {"evidence": part.estimate.grade, "sigma": part.estimate.sigma},
+            }
+            for rank in members:
+                span = _slice(part.name, rank, stream, int(edges[number, rank]), int(edges[number + 1, rank]))
+                events.append(span | told)
     return events
 
 
-def _part_times(parts: Sequence[Part], rank: int, start: int, end: int) -> list[tuple[str, str, int, int]]:
-    """Name, kind, start and end of each part; the last one ends with its instruction. [ps]"""
-    times, at = [], start
-    for number, part in enumerate(parts):
-        row = part_ps(part)[0]
-        finish = end if number == len(parts) - 1 else min(end, at + int(row[rank if len(row) > 1 else 0]))
-        times.append((part.name, part.kind, at, finish))
-        at = finish
-    return times
+def _edges(parts: Sequence[Part], starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Start of each part and the end of the last, ``(num_parts + 1, num_ranks)``. [ps]
+
+    Parts follow one another at their nominal durations; the last one ends with its instruction.
+    """
+    rows = [np.broadcast_to(part_ps(part)[0], starts.shape) for part in parts[:-1]]
+    inner = [np.minimum(starts + sum_ps, ends) for sum_ps in np.cumsum(rows, axis=0)] if rows else []
+    return np.array([starts, *inner, ends])
 
 
 def _slice(name: str, rank: int, stream: int, start_ps: int, end_ps: int) -> dict[str, Any]:

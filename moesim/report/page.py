@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from moesim.files import write_text
-from moesim.report import captions
 from moesim.report.figures import FIGURES
 from moesim.report.style import svg_text
 from moesim.units import fmt_quantity
 
 GRADE_ORDER = ("assumed", "roofline", "fitted", "interpolated", "measured", "datasheet")
 """Sources are listed with the weakest evidence first."""
+
+CHAPTERS = {
+    "Where the time goes": ("breakdown",),
+    "What limits it": ("sensitivity",),
+    "Experts and ranks": ("expert_load", "rank_load", "comparison"),
+    "Bytes between ranks": ("traffic",),
+    "Timeline": ("timeline",),
+    "Memory": ("memory",),
+}
+"""Headings of a run, and the figures under each."""
 
 CAPTIONS = {
     "breakdown": "Critical path of the median routed batch: the operations that, in turn, take the step.",
@@ -22,7 +32,8 @@ CAPTIONS = {
     "rank_load": "Expected tokens of each rank on traffic that no placement has seen.",
     "comparison": "How far the largest rank load is from what can be proven, and what that does to the step.",
     "traffic": "Dispatch and combine of one step from actual destinations, mean over routed batches.",
-    "timeline": "Least busy, most busy and ranks between. The whole timeline is in timeline.json.gz.",
+    "timeline": "Least busy, most busy and ranks between. The whole timeline is in timeline.json.gz "
+    "(ui.perfetto.dev opens it).",
     "memory": "Memory ledger per rank; the line is the capacity of the device.",
 }
 
@@ -41,52 +52,78 @@ def page_text(documents: Sequence[Mapping[str, Any]], *, title: str) -> str:
         loader=PackageLoader("moesim.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["quantity"] = lambda metric: fmt_quantity(metric["value"], metric["unit"])
-    environment.filters["band"] = _band
-    environment.filters["scatter"] = _scatter
+    environment.filters["band"] = lambda metric: _range(metric, "low", "high")
+    environment.filters["scatter"] = lambda metric: _range(metric, "scatter_low", "scatter_high")
+    environment.filters["place"] = place_in_band
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
-    environment.filters["plain_value"] = plain_value
+    environment.filters["described"] = described
     sections = [_section(number, document, Markup) for number, document in enumerate(documents, 1)]
     return environment.get_template("page.html.j2").render(title=title, sections=sections)
 
 
 def _section(number: int, document: Mapping[str, Any], markup: Callable[[str], Any]) -> dict[str, Any]:
-    figures = []
-    for name, draw in FIGURES.items():
-        figure = draw(document)
-        if figure is not None:
-            # drawn by matplotlib, which escapes every text it is given
-            figures.append({"name": name, "svg": markup(svg_text(figure)), "caption": CAPTIONS[name]})
-    sources = sorted(document.get("sources", ()), key=lambda row: GRADE_ORDER.index(row["grade"]))
+    name = f"run-{number}"
     return {
-        "id": f"run-{number}",
+        "id": name,
         "document": document,
         "headline": document["metrics"][document["headline"]],
-        "figures": figures,
+        "chapters": list(_chapters(name, document, markup)),
         "comparison": document["views"].get("comparison", ()),
-        "sources": sources,
+        "sources": _by_grade(document.get("sources", ())),
+        "num_sources": len(document.get("sources", ())),
         "scenario": list(_lines(document["scenario"])),
-        "sentence": captions.metric_text(document["metrics"][document["headline"]]),
     }
 
 
-def _band(metric: Mapping[str, Any]) -> str:
-    if "low" not in metric:
+def _chapters(name: str, document: Mapping[str, Any], markup: Callable[[str], Any]) -> list[dict[str, Any]]:
+    """Headings with their drawn figures; those without any are left out."""
+    chapters = []
+    for heading, names in CHAPTERS.items():
+        figures = []
+        for figure_name in names:
+            figure = FIGURES[figure_name](document)
+            if figure is not None:
+                # drawn by matplotlib, which escapes every text it is given
+                svg = markup(svg_text(figure, f"{name}-{figure_name}"))
+                figures.append({"name": figure_name, "svg": svg, "caption": CAPTIONS[figure_name]})
+        if figures:
+            chapters.append({"heading": heading, "figures": figures})
+    return chapters
+
+
+def _by_grade(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Sources in groups of one grade, weakest first; grades unknown here before all."""
+    rank = {grade: place for place, grade in enumerate(GRADE_ORDER)}
+    ordered = sorted(sources, key=lambda row: (rank.get(row["grade"], -1), row["grade"]))
+    return [(grade, list(rows)) for grade, rows in groupby(ordered, key=lambda row: str(row["grade"]))]
+
+
+def _range(metric: Mapping[str, Any], low: str, high: str) -> str:
+    """``'40.9 to 62.5 ms'``; empty without a range or if both ends look alike."""
+    if low not in metric or high not in metric:
         return ""
-    low, high = (fmt_quantity(metric[end], metric["unit"]) for end in ("low", "high"))
-    return f"{low} to {high}"
-
-
-def _scatter(metric: Mapping[str, Any]) -> str:
-    if "scatter_low" not in metric:
+    texts = [fmt_quantity(metric[end], metric["unit"]) for end in (low, high)]
+    if texts[0] == texts[1]:
         return ""
-    low, high = (fmt_quantity(metric[f"scatter_{end}"], metric["unit"]) for end in ("low", "high"))
-    return "" if low == high else f"{low} to {high}"
+    units = [text.partition(" ")[2] for text in texts]
+    return f"{texts[0].partition(' ')[0] if units[0] == units[1] else texts[0]} to {texts[1]}"
 
 
-def plain_value(value: Any) -> str:
-    """Number without noise, anything else as it is."""
+def place_in_band(metric: Mapping[str, Any]) -> str:
+    """Where the value lies between the ends of its band, in percent; empty without a band."""
+    if "low" not in metric or "high" not in metric or metric["high"] <= metric["low"]:
+        return ""
+    place = (metric["value"] - metric["low"]) / (metric["high"] - metric["low"])
+    return f"{100 * min(max(place, 0.0), 1.0):.1f}"
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """Value of a source as people read it: with its unit, without noise."""
+    value, unit = row["value"], row.get("unit") or ""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
+    if unit:
+        return fmt_quantity(value, unit)
     return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
 
 
