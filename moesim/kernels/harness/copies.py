@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .cases import Call, Case
 from .shapes import log_points
@@ -62,17 +62,16 @@ def _reads(size: int, number: int) -> list[Call]:
 def _disk_reads(folder: Path, size: int, number: int) -> list[Call]:
     del number
     descriptor, name = tempfile.mkstemp(dir=folder, prefix=".disk-read-")
-    os.unlink(name)  # the open file stays readable and is gone with the last reader
+    os.unlink(name)  # the open file stays readable, and is gone when it is closed
     for _ in range(size // BLOCK_BYTES):
         os.write(descriptor, os.urandom(BLOCK_BYTES))
     os.fsync(descriptor)
-    file = os.fdopen(descriptor, "rb", buffering=0)
     buffer = bytearray(BLOCK_BYTES)
 
-    def read(source: Any) -> None:
-        os.posix_fadvise(source.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        source.seek(0)
-        while source.readinto(buffer):
-            pass
+    def read() -> None:
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        for start in range(0, size, BLOCK_BYTES):
+            os.preadv(descriptor, [buffer], start)
 
-    return [partial(read, file)]
+    weakref.finalize(read, os.close, descriptor)
+    return [read]
