@@ -59,7 +59,7 @@ def test_one_knob_moves_its_parts_only(baseline, override, may_move, must_move):
 
 def test_twice_the_memory_bandwidth_nearly_halves_memory_bound_time():
     # decode attention of grouped-query heads reads its cache and does little else; fixed costs stay, so the
-    # time falls to somewhat more than half (the roofline alone, without launches, halves exactly: kernels tests)
+    # time falls to somewhat more than half (the roofline alone, without launches, halves it exactly)
     long = "batch.context_tokens=32768"
     slow = parts(long)
     fast = parts(long, "cluster.node.device.memory.hbm.bandwidth_bytes_per_s=9.6e12")
