@@ -47,7 +47,7 @@ calibrate-demo: $(VENV)/.dev $(if $(filter $(BIN)/python,$(TORCH_PYTHON)),$(VENV
 	cd moesim/kernels && $(abspath $(TORCH_PYTHON)) -m harness --name $(MACHINE) --device cpu --dtype fp32 \
 		--minutes 2 --out $(DEMO_FOLDER)
 	cd moesim/kernels && $(abspath $(TORCH_PYTHON)) -W ignore -m harness --name $(MACHINE) --device cpu \
-		--dtype fp32 --out $(DEMO_FOLDER) \
+		--dtype fp32 --family step --out $(DEMO_FOLDER) \
 		$(foreach pair,$(DEMO_MODELS),--model $(CURDIR)/$(lastword $(subst =, ,$(pair))))
 	mkdir -p $(DEMO)/calibration/fits
 	$(BIN)/python -m moesim calibrate fit $(MACHINE) --quick --from $(DEMO_FOLDER) \

@@ -45,7 +45,9 @@ def measure(
     where = on or ("cuda" if torch.cuda.is_available() else "cpu")
     if model:
         one = (dtype or ["fp32"])[0]
-        written = measure_models(list(model), folder, name=name, device=where, dtype=one, progress=tell)
+        written = measure_models(
+            list(model), folder, name=name, device=where, dtype=one, families=family, progress=tell
+        )
     else:
         try:
             written = run(

@@ -34,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
             name=given.name,
             device=given.device,
             dtype=(given.dtype or ["fp32"])[0],
+            families=given.family,
             progress=tell,
         )
     else:

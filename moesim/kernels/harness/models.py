@@ -35,6 +35,7 @@ def measure_models(
     name: str,
     device: str = "cpu",
     dtype: str = "fp32",
+    families: list[str] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Times of every prefill and decode shape of some models; files written to.
@@ -49,6 +50,8 @@ def measure_models(
         Name of the device's profile, for the record.
     device, dtype : str
         ``cpu`` or ``cuda``; ``fp32``, ``bf16`` or ``fp16``.
+    families : list of str, optional
+        ``step`` or ``layer``; both by default.
     progress : callable, optional
         Called with a line for each row.
     """
@@ -61,6 +64,8 @@ def measure_models(
         model = load(place, device, dtype)
         with torch.inference_mode():
             for family, source, phase, sequences, tokens, context, time in _rows(model, device):
+                if families and family not in families:
+                    continue
                 shape = {"num_sequences": sequences, "query_tokens": tokens, "context_tokens": context}
                 words = {"model": model_name(place), "phase": phase}
                 key = (family, source, dtype, *(f"{k}={v}" for k, v in (words | shape).items()))
