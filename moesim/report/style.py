@@ -189,8 +189,8 @@ def byte_ticks(axis: Axis, high_bytes: float, most: int = 7) -> None:
 def svg_text(figure: Figure, name: str) -> str:
     """Figure as an SVG element for a page, the same text for the same figure.
 
-    Texts stay texts, quiet of any address outside the page, and take the page's ink and paper. ``name``
-    starts every id, so that the figures of a page cannot meet.
+    Texts stay texts, in the ink of the page; nothing points outside the page. ``name`` starts every id,
+    so that the figures of a page cannot meet.
     """
     buffer = io.StringIO()
     with theme():
@@ -201,6 +201,8 @@ def svg_text(figure: Figure, name: str) -> str:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(rf"(fill|stroke): {INK}", r"\1: currentColor", body)
     body = re.sub(rf"(fill|stroke): {PAPER}", r"\1: var(--paper)", body)
+    used = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", body)
     body = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{name}-", body)
     return f'<svg role="img" aria-label="{escape(figure.get_suptitle())}" {box}>{body}'
 
