@@ -1,13 +1,15 @@
 """Timelines: Chrome trace JSON for Perfetto, and the excerpt that a page draws.
 
 One process a device, one thread a stream. The parts of an instruction are slices one after another;
-before a collective the wait for its last member is a slice of its own, so slices of a track never
-overlap.
+before a collective, a message or a shared resource the wait is a slice of its own, so slices of a track
+never overlap. Every edge is a whole nanosecond: viewers read start and duration apart, each to the
+nanosecond, and Perfetto drops a slice that then reaches a nanosecond into the next one.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.engine.durations import part_ps
-from moesim.engine.program import Meet, Part, Program, parts_of
+from moesim.engine.program import Instruction, Meet, Part, Program, Receive, Run, parts_of
 from moesim.engine.spans import ABSENT, Recorded
 from moesim.files import write_gzip
 from moesim.report.style import TRACE_COLOURS
-from moesim.units import PS_PER_S, US
+from moesim.units import NS, PS_PER_S, US
 
 RANKS_WRITTEN = 64
 """Ranks of a timeline file; more make it slow to open and look alike."""
 EXCERPT_RANKS = 6
 EXCERPT_LAYERS = 2
-PS_PER_US = US * PS_PER_S
+PS_PER_NS, NS_PER_US = round(NS * PS_PER_S), round(US / NS)
 
 
 def write_timeline(
@@ -48,8 +50,11 @@ def write_timeline(
     chosen = list(range(min(program.num_ranks, RANKS_WRITTEN))) if ranks is None else list(ranks)
     events: list[dict[str, Any]] = []
     for rank in chosen:
-        events.append(_name("process_name", rank, 0, f"device {rank}"))
-        events += [_name("thread_name", rank, i, stream) for i, stream in enumerate(program.streams)]
+        events.append(_about("process_name", rank, 0, {"name": f"device {rank}"}))
+        events.append(_about("process_sort_index", rank, 0, {"sort_index": rank}))
+        for stream, name in enumerate(program.streams):
+            events.append(_about("thread_name", rank, stream, {"name": name}))
+            events.append(_about("thread_sort_index", rank, stream, {"sort_index": stream}))
     events += _slices(program, recorded, sample, chosen)
     text = json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"))
     return write_gzip(path, text.encode())
@@ -102,20 +107,20 @@ def _spread(
 
 
 def _slices(program: Program, recorded: Recorded, sample: int, ranks: Sequence[int]) -> list[dict[str, Any]]:
-    """Complete events of every part, and of every wait for the last member of a collective."""
+    """Complete events of every part, and of every wait for another rank or for a shared resource."""
     starts, ends = recorded.starts_ps[:, sample], recorded.ends_ps[:, sample]
     events: list[dict[str, Any]] = []
     free = np.zeros((len(program.streams), program.num_ranks), dtype=np.int64)
     for index, instruction in enumerate(program.instructions):
         stream = program.streams.index(instruction.stream)
         members = [rank for rank in ranks if ends[index, rank] != ABSENT]
-        if isinstance(instruction, Meet):
+        awaited = _awaited(instruction)
+        if awaited:
+            look = {"cname": "grey", "cat": "wait"}
             for rank in members:
                 begin, start = int(free[stream, rank]), int(starts[index, rank])
                 if start > begin:
-                    events.append(
-                        _slice("wait for the last rank", rank, stream, begin, start) | {"cname": "grey"}
-                    )
+                    events.append(_slice(f"wait for {awaited}", rank, stream, begin, start) | look)
         free[stream, members] = ends[index, members]
         parts = parts_of(instruction)
         if not parts:
@@ -125,6 +130,7 @@ def _slices(program: Program, recorded: Recorded, sample: int, ranks: Sequence[i
         for number, part in enumerate(parts):
             told = {
                 "cname": TRACE_COLOURS.get(part.kind, TRACE_COLOURS["compute"]),
+                "cat": part.kind,
                 "args": layer | {"evidence": part.estimate.grade, "sigma": part.estimate.sigma},
             }
             for rank in members:
@@ -143,16 +149,42 @@ def _edges(parts: Sequence[Part], starts: NDArray[np.int64], ends: NDArray[np.in
     return np.array([starts, *inner, ends])
 
 
+def _awaited(instruction: Instruction) -> str:
+    """What an instruction waits for beyond its own rank; empty for nothing.
+
+    Waits between streams of one rank have no slice: the other stream shows what is waited for.
+    """
+    if isinstance(instruction, Meet):
+        return "the last rank"
+    if isinstance(instruction, Receive):
+        return "a message"
+    if isinstance(instruction, Run) and instruction.resource is not None:
+        return instruction.resource.name
+    return ""
+
+
 def _slice(name: str, rank: int, stream: int, start_ps: int, end_ps: int) -> dict[str, Any]:
+    start_ns, end_ns = _whole_ns(start_ps), _whole_ns(end_ps)
     return {
         "ph": "X",
         "name": name,
         "pid": rank,
         "tid": stream,
-        "ts": start_ps / PS_PER_US,
-        "dur": (end_ps - start_ps) / PS_PER_US,
+        "ts": _microseconds(start_ns),
+        "dur": _microseconds(end_ns - start_ns),
     }
 
 
-def _name(what: str, rank: int, stream: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "name": what, "pid": rank, "tid": stream, "args": {"name": name}}
+def _whole_ns(ps: int) -> int:
+    """Nearest nanosecond, halves up: the same for the end of a slice and the start of the next."""
+    return (ps + PS_PER_NS // 2) // PS_PER_NS
+
+
+def _microseconds(ns: int) -> float:
+    """Microseconds that give ``ns`` back to viewers that round as well as to those that cut off."""
+    value = ns / NS_PER_US
+    return value if int(value * NS_PER_US) == ns else math.nextafter(value, math.inf)
+
+
+def _about(what: str, rank: int, stream: int, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": rank, "tid": stream, "args": arguments}
