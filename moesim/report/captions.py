@@ -21,8 +21,8 @@ def breakdown(document: Document) -> str:
     rows = document["breakdown"]
     first = rows[0]
     comm = sum(row["fraction"] for row in rows if row["kind"] != "compute")
-    text = f"{_sentence(first['name'])} takes {100 * first['fraction']:.0f} % of the critical path"
-    return text + (f", communication {100 * comm:.0f} %" if comm >= 0.005 else "")
+    text = f"{_sentence(first['name'])}: {100 * first['fraction']:.0f} % of the critical path"
+    return text + (f"; communication: {100 * comm:.0f} %" if comm >= 0.005 else "")
 
 
 def sensitivity(document: Document) -> str:

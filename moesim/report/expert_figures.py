@@ -150,15 +150,15 @@ def traffic(document: Document) -> Figure | None:
     panels = [(name, pairs) for name, pairs in panels if pairs.sum() > 0]
     if not panels:
         return None
-    figure, axes = new_figure(4.0, 1, len(panels), squeeze=False)
+    figure, axes = new_figure(4.0, 1, 2, squeeze=False)
+    if len(panels) == 1:
+        axes[0][1].set_axis_off()
     names = {"scale_up": "over the scale-up fabric", "scale_out": "over NICs"}
-    for panel, (name, pairs) in zip(axes[0], panels, strict=True):
+    for panel, (name, pairs) in zip(axes[0], panels, strict=False):
         _pairs(figure, panel, pairs)
         panel.set_title(f"{names[name]}: {fmt_bytes(pairs.sum())}", fontsize=10, loc="left")
         panel.set_xlabel(f"to {view['scope']}")
         panel.set_ylabel(f"from {view['scope']}")
-        if len(panels) == 1:
-            panel.set_anchor("W")
     title(figure, captions.traffic(document))
     return figure
 

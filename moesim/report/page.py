@@ -10,7 +10,7 @@ from typing import Any
 from moesim.files import write_text
 from moesim.report.figures import FIGURES
 from moesim.report.style import svg_text
-from moesim.units import fmt_quantity
+from moesim.units import fmt_quantity, unit_of
 
 GRADE_ORDER = ("assumed", "roofline", "fitted", "interpolated", "measured", "datasheet")
 """Sources are listed with the weakest evidence first."""
@@ -91,11 +91,17 @@ def _chapters(name: str, document: Mapping[str, Any], markup: Callable[[str], An
     return chapters
 
 
-def _by_grade(sources: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """Sources in groups of one grade, weakest first; grades unknown here before all."""
+def _by_grade(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Sources in groups of one grade, weakest first; neighbours with one source share its text."""
     rank = {grade: place for place, grade in enumerate(GRADE_ORDER)}
+    # grades unknown here come before all
     ordered = sorted(sources, key=lambda row: (rank.get(row["grade"], -1), row["grade"]))
-    return [(grade, list(rows)) for grade, rows in groupby(ordered, key=lambda row: str(row["grade"]))]
+    groups = []
+    for grade, found in groupby(ordered, key=lambda row: row["grade"]):
+        rows = list(found)
+        shared = [(source, list(same)) for source, same in groupby(rows, key=lambda row: row["source"])]
+        groups.append({"grade": grade, "count": len(rows), "shared": shared})
+    return groups
 
 
 def _range(metric: Mapping[str, Any], low: str, high: str) -> str:
@@ -119,7 +125,7 @@ def place_in_band(metric: Mapping[str, Any]) -> str:
 
 def described(row: Mapping[str, Any]) -> str:
     """Value of a source as people read it: with its unit, without noise."""
-    value, unit = row["value"], row.get("unit") or ""
+    value, unit = row["value"], row.get("unit") or unit_of(row["path"].rpartition(".")[2])
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
     if unit:

@@ -33,6 +33,7 @@ COLOURS = {
     "send": "#CC79A7",
     "copy": "#009E73",
     "idle": "#BBBBBB",
+    "several": "#777777",
 }
 """Colour-blind safe (Okabe, Ito 2008), the same in figures, pages and timelines."""
 
@@ -181,7 +182,7 @@ def byte_ticks(axis: Axis, high_bytes: float, most: int = 7) -> None:
     """Ticks of ``axis`` from 0 to ``high_bytes`` at round binary sizes."""
     rough = max(high_bytes, 1.0) / most
     unit = next(size for size in (TIB, GIB, MIB, KIB, 1) if rough >= size or size == 1)
-    step = next((n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n * unit >= rough), 1000) * unit
+    step = next((n for n in (1, 2, 5, 10, 20, 50, 100, 200, 500) if n * unit >= rough), KIB) * unit
     axis.set_ticks([place * step for place in range(int(high_bytes / step) + 1)])
     axis.set_major_formatter(lambda value, _: fmt_bytes(value).replace(".00", "").replace(".0", ""))
 

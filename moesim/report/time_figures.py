@@ -86,7 +86,7 @@ def _joined(rows: Iterable[Any]) -> list[Any]:
         (large if row["fraction"] >= SMALL_SHARE else small).append(row)
     if len(small) > 1:
         total = {key: sum(row[key] for row in small) for key in ("seconds", "fraction")}
-        return [*large, {"name": f"{len(small)} smaller ones", "kind": "idle", "evidence": "", **total}]
+        return [*large, {"name": f"{len(small)} smaller ones", "kind": "several", "evidence": "", **total}]
     return [row for row in (*large, *small) if row["seconds"] > 0]
 
 
@@ -115,6 +115,7 @@ def sensitivity(document: Document) -> Figure | None:
     _categories(axes, [row["label"] for row in rows])
     span = max(float(np.ptp([*changes, 0.0])), 1.0)
     axes.set_xlim(min(changes.min(), 0) - 0.14 * span, max(changes.max(), 0) + 0.3 * span)
+    axes.set_xticks([tick for tick in axes.get_xticks() if min(*changes, 0) <= tick <= max(*changes, 0)])
     axes.axvline(0, color=FAINT, linewidth=0.9)
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"change of {document['headline']} (%); at the right, the value it leads to")

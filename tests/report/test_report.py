@@ -14,11 +14,12 @@ from moesim.report.chrome_trace import excerpt, write_timeline
 from moesim.report.document import check_document
 from moesim.report.figures import FIGURES, write_figures
 from moesim.report.page import page_text
-from moesim.report.style import INK, PAPER
+from moesim.report.style import INK, PAPER, byte_ticks
 from moesim.scenario.compare import compare_placements
 from moesim.scenario.resolve import resolve
 from moesim.scenario.run import run
 from moesim.scenario.schema import PlacementSection
+from moesim.units import GIB, MIB
 
 SMALL = [
     "model=qwen3_30b_a3b",
@@ -163,7 +164,7 @@ def test_captions_state_what_the_numbers_say(document):
             "traffic": traffic,
         },
     }
-    assert captions.breakdown(known) == "Dense ffn takes 75 % of the critical path, communication 25 %"
+    assert captions.breakdown(known) == "Dense ffn: 75 % of the critical path; communication: 25 %"
     assert captions.sensitivity(known) == "NIC x2 would help most: -20 %"
     assert captions.expert_load(known) == "Expert 2 of layer 3 gets 2.0 times the mean of its layer"
     assert captions.rank_load(known) == "Busiest rank: 1.50 times the mean on average, 2.00 in layer 3"
@@ -172,13 +173,27 @@ def test_captions_state_what_the_numbers_say(document):
     assert captions.rank_load(known).endswith("linear 1.50, ilp 1.00")
 
 
+@pytest.mark.parametrize("high_bytes", [1.0, 700.0, 4.1 * MIB, 139 * MIB, 140.4 * GIB, 3e15])
+def test_byte_ticks_are_few_and_plain(high_bytes):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    byte_ticks(axes.xaxis, high_bytes)
+    texts = [axes.xaxis.get_major_formatter()(tick, 0) for tick in axes.get_xticks()]
+    assert 2 <= len(texts) <= 8
+    assert all(re.fullmatch(r"\d{1,3} ([KMGT]i)?B|\d{4,} TiB", text) for text in texts), texts
+
+
 def test_values_are_told_with_one_unit():
     metric = {"value": 0.05, "low": 0.0409, "high": 0.0625, "unit": "s"}
     page = page_module._range(metric, "low", "high")
     assert page == "40.9 to 62.5 ms"
     assert page_module._range(metric | {"low": 0.0009}, "low", "high") == "900 us to 62.5 ms"
     assert page_module.place_in_band(metric | {"value": 0.0517}) == "50.0"
-    assert page_module.described({"value": 4.8e12, "unit": "bytes_per_s"}) == "4.80 TB/s"
+    source = {"path": "calibration.send.base_s", "unit": "", "value": 4e-6}
+    assert page_module.described(source) == "4.00 us"
+    assert page_module.described(source | {"unit": "bytes_per_s", "value": 4.8e12}) == "4.80 TB/s"
+    assert page_module.described(source | {"path": "a.name", "value": "fat_tree"}) == "fat_tree"
 
 
 def test_figures_are_png_files_and_not_blank(document, tmp_path):
