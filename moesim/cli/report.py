@@ -17,7 +17,7 @@ MAX_BYTES = 256 * MIB
 
 def command(
     run_dirs: Annotated[
-        list[Path], typer.Argument(metavar="RUN_DIR...", help="Folders that `moesim run --out` wrote.")
+        list[Path], typer.Argument(metavar="RUN_DIR", help="Folders that `moesim run --out` wrote.")
     ],
     out: Annotated[
         Path | None,
