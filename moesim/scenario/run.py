@@ -54,7 +54,12 @@ def run_built(built: Built) -> Outcome:
     breakdown = path_breakdown(simulated.program, path)
     nominal = simulated.nominal.latency_s if of_latency else simulated.nominal.period_s
     changes = sensitivities(
-        built, batches[simulated.median], headline, float(nominal[0]), of_latency=of_latency
+        built,
+        batches[simulated.median],
+        headline,
+        float(nominal[0]),
+        value_s=metrics[headline].value,
+        of_latency=of_latency,
     )
     result = Result(
         command="run",

@@ -45,7 +45,13 @@ def knobs_of(cluster: Cluster) -> Iterator[Knob]:
 
 
 def sensitivities(
-    built: Built, lanes: Sequence[Sequence[Lane]], headline: str, nominal_s: float, *, of_latency: bool
+    built: Built,
+    lanes: Sequence[Sequence[Lane]],
+    headline: str,
+    nominal_s: float,
+    *,
+    value_s: float,
+    of_latency: bool,
 ) -> list[Sensitivity]:
     """Change of the step's time for every knob, largest effect first.
 
@@ -57,7 +63,9 @@ def sensitivities(
     headline : str
         Name of the time that is watched.
     nominal_s : float
-        Its value without change. [s]
+        Its value on this batch without change. [s]
+    value_s : float
+        The reported value. [s]
     of_latency : bool
         Watch the latency of a step instead of its steady-state period.
     """
@@ -70,8 +78,10 @@ def sensitivities(
         even = [[_balanced(lane) for lane in stage] for stage in lanes]
         seconds = _seconds(built, built.machine, even, of_latency)
         found.append(("routing", "every rank given the mean load", seconds))
+    # the knobs are turned on one batch; the headline is the mean over batches, changed in proportion
     rows = [
-        Sensitivity(path, label, headline, seconds, seconds / nominal_s - 1) for path, label, seconds in found
+        Sensitivity(path, label, headline, value_s * seconds / nominal_s, seconds / nominal_s - 1)
+        for path, label, seconds in found
     ]
     return sorted(rows, key=lambda row: row.change_fraction)
 
