@@ -23,7 +23,8 @@ def provenance(device: str, name: str) -> dict[str, str]:
         "cpu": cpu_name(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # folders of the machine are nobody's business: only names are kept
+        "command": " ".join(Path(word).name if "/" in word else word for word in sys.argv),
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(0)
