@@ -8,7 +8,7 @@ normal per family and pushes it through the whole simulation: ``seconds * exp(si
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal, TypeAlias
 
@@ -46,15 +46,6 @@ class Estimate:
     grade: Grade
     sigma: float
 
-    def scaled(self, factor: Seconds) -> Estimate:
-        """The same evidence for ``factor`` times the duration."""
-        return replace(self, seconds=self.seconds * factor)
-
-
-def weakest(grades: Iterable[Grade]) -> Grade:
-    """Lowest grade among several: what a sum of them may claim."""
-    return max(grades, key=GRADES.index)
-
 
 def draw_errors(families: Iterable[str], num_samples: int, seed: int) -> dict[str, NDArray[np.float64]]:
     """Standard-normal error of each family in each sample, ``{family: (num_samples,)}``.
@@ -72,12 +63,6 @@ def rng_for(seed: int, name: str) -> np.random.Generator:
     """Random generator of one named consumer: the same seed and name give the same stream anywhere."""
     words = np.frombuffer(name.encode().ljust(-(-len(name.encode()) // 4) * 4, b"\0"), dtype="<u4")
     return np.random.default_rng(np.random.SeedSequence([seed, *words.tolist()]))
-
-
-def band(samples: NDArray[np.float64]) -> tuple[float, float]:
-    """Low and high end of the reported band of ``samples`` (linear interpolation)."""
-    low, high = np.quantile(samples, BAND_QUANTILES)
-    return float(low), float(high)
 
 
 def shares_by_grade(seconds_by_grade: Mapping[Grade, float]) -> dict[Grade, float]:

@@ -30,7 +30,6 @@ class Efficiencies(BaseModel):
     grade: Grade
     families: dict[str, FamilyEfficiency]
     expert_tile_half_rows: float = Field(ge=0)
-    expert_tiles: tuple[int, ...] = Field(min_length=1)
     sources: dict[str, str]
 
 

@@ -12,7 +12,7 @@ from moesim.engine import events, vector
 from moesim.engine.durations import Durations, durations_ps
 from moesim.engine.program import Program
 from moesim.engine.spans import Recorded
-from moesim.evidence import BAND_QUANTILES, draw_errors
+from moesim.evidence import draw_errors
 from moesim.scenario.build import Built
 from moesim.steps.layers import Lane
 from moesim.steps.program import StepProgram, step_program
@@ -86,12 +86,6 @@ def times_of(
         return StepTimes(latency, latency)
     period = _makespan_s(step.longer, interpreter, draws) - _makespan_s(step.shorter, interpreter, draws)
     return StepTimes(latency, period)
-
-
-def band_of(value: float, nominal: float, samples: NDArray[np.float64]) -> tuple[float, float]:
-    """Band around ``value`` from samples of the same quantity relative to its nominal."""
-    low, high = np.quantile(samples, BAND_QUANTILES) / nominal if nominal else (1.0, 1.0)
-    return float(value * low), float(value * high)
 
 
 def _makespan_s(
