@@ -30,6 +30,7 @@ COMMANDS: dict[str, str] = {
     "policies": "List the registered policies and their parameters.",
     "explain": "Where one value of a resolved scenario comes from.",
     "calibrate": "Measure, fit and check operation times.",
+    "validate": "Published claims and measured runs beside ours.",
     "report": "Write the HTML report of a finished run.",
 }
 """Every command and its one-line help, in the order a newcomer meets them."""

@@ -1,0 +1,58 @@
+"""``moesim validate``: published claims and measured runs beside ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, table
+from moesim.errors import CheckFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moesim.validate.claims import Claim
+
+Subject = Annotated[str, typer.Argument(metavar="SET", help="A set of published claims; `list` names them.")]
+Require = Annotated[bool, typer.Option("--require-all", help="Exit code 5 if a claim is missed.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def command(
+    subject: Subject = "list", require_all: Require = False, seed: Seed = 0, json: bool = JSON_OPTION
+) -> None:
+    """Published claims beside ours."""
+    from moesim.validate.claims import claim_sets, claims_of, plain, summary  # noqa: PLC0415
+
+    if subject == "list":
+        table("Sets of published claims", ["set"], [[name] for name in claim_sets()])
+        return
+    claims = claims_of(subject, seed=seed, progress=note)
+    if json:
+        emit_json(envelope("validate", set=subject, rows=plain(claims), summary=summary(claims)))
+    else:
+        _show(subject, claims)
+    missed = [claim.name for claim in claims if not claim.within]
+    if require_all and missed:
+        message = f"{len(missed)} of {len(claims)} claims of {subject} missed: {'; '.join(missed)}"
+        raise CheckFailed(message)
+
+
+def _show(subject: str, claims: Sequence[Claim]) -> None:
+    from moesim.validate.claims import summary  # noqa: PLC0415
+
+    rows = [
+        [claim.name, f"{claim.published:.6g}", f"{claim.simulated:.6g}", claim.unit]
+        + [_distance(claim.error, claim), _distance(claim.tolerance, claim).lstrip("+")]
+        + ["yes" if claim.within else "NO", claim.source, claim.note]
+        for claim in claims
+    ]
+    columns = ["claim", "published", "ours", "unit", "error", "tolerance", "within", "source", "note"]
+    table(f"Published claims: {subject}", columns, rows, right=[1, 2, 4, 5])
+    counts = summary(claims)
+    typer.echo(f"{counts['n_within']} of {counts['n']} within their tolerance")
+
+
+def _distance(value: float, claim: Claim) -> str:
+    return f"{value:+.3g}" if claim.absolute else f"{100 * value:+.1f} %"
