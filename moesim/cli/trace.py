@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from moesim.cli.output import JSON_OPTION, emit_json, envelope, metric_rows, table
+from moesim.cli.trace_cache import cache
 from moesim.cli.trace_common import FORCE, OUT, SEED, TRACE, assignment, loaded, refuse_existing, tell
 from moesim.cli.trace_compare import compare, fit
 from moesim.cli.trace_convert import convert
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 
 app.command()(convert)
-for command in (compare, fit, locality, shifts, report, *SLICES):
+for command in (cache, compare, fit, locality, shifts, report, *SLICES):
     app.command()(command)
 
 DOMAIN = typer.Option(None, help="Only tokens of this kind of text.")

@@ -1,0 +1,126 @@
+"""The mechanism of a cache: look up together, load what is missing, evict what is worth least."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError
+from moesim.memory.caches.ranking import CachePolicy, Ids, Rows
+from moesim.memory.demand import Demand
+
+_NEVER = np.inf
+
+
+class ExpertCache:
+    """Slots for experts in every row (a layer, or one pool of all layers).
+
+    The experts of a pass are looked up together. Those present are hits and stay; the missing ones
+    take the slots of the experts worth least, the best of them first if there are fewer slots.
+
+    Parameters
+    ----------
+    policy : CachePolicy
+        How experts are ranked.
+    demand : Demand
+        What will be asked for.
+    slots : ndarray of int64, ``(rows,)``
+        Slots of each row. [experts]
+    rng : numpy.random.Generator
+        For policies that draw.
+    """
+
+    def __init__(
+        self, policy: CachePolicy, demand: Demand, slots: NDArray[np.int64], rng: np.random.Generator
+    ) -> None:
+        self.ranking = policy.ranking(demand, rng)
+        self.bypasses = policy.bypasses
+        rows, experts = demand.num_layers, demand.num_experts
+        self.empty = experts
+        self.slots = np.minimum(slots, experts)
+        width = max(1, int(self.slots.max()))
+        self.contents = np.full((rows, width), experts, np.int32)
+        self.usable = np.arange(width) < self.slots[:, None]
+        self.slot_of = np.full((rows, experts + 1), -1, np.int32)
+        self.all_rows = np.arange(rows)[:, None]
+        held = policy.initial(demand, self.slots)
+        if held is not None:
+            for row in range(rows):
+                found = np.flatnonzero(held[row])[: self.slots[row]]
+                self.contents[row, : found.size] = found
+                self.slot_of[row, found] = np.arange(found.size)
+                self.ranking.inserted(np.full(found.size, row), found.astype(np.int32))
+
+    def serve(
+        self, rows: Rows, ids: Ids, at: int, weights: NDArray[np.float32] | None = None
+    ) -> NDArray[np.bool_]:
+        """Hits of ``ids`` ``(rows, places)``; afterwards the missing ones have been loaded."""
+        present: NDArray[np.bool_] = self.slot_of[rows, ids] >= 0
+        self.ranking.touch(rows, ids, at, weights)
+        missing = ~present & (ids < self.empty)
+        lines = np.flatnonzero(missing.any(axis=1))
+        if lines.size:
+            kept = None if self.bypasses else ids[lines]
+            self._load(rows[lines], ids[lines], missing[lines], kept)
+        return present
+
+    def insert(self, row: int, expert: int, keep: Ids) -> bool:
+        """Load one expert ahead of its use, sparing ``keep`` ``(experts,)``; False if no slot could go."""
+        one, ids = np.array([[row]]), np.array([[expert]], np.int32)
+        if self.slot_of[row, expert] < 0:
+            self._load(one, ids, np.ones((1, 1), np.bool_), keep[None, :])
+        return bool(self.slot_of[row, expert] >= 0)
+
+    def holds(self, row: int, experts: Ids) -> NDArray[np.bool_]:
+        """Whether each of ``experts`` of a row is present."""
+        return np.asarray(self.slot_of[row, experts] >= 0)
+
+    def _load(self, rows: Rows, ids: Ids, missing: NDArray[np.bool_], kept: Ids | None) -> None:
+        line = rows[:, 0]
+        contents = self.contents[line]
+        standing = self.ranking.worth(rows, contents)
+        standing[contents == self.empty] = -_NEVER
+        standing[~self.usable[line]] = _NEVER
+        if kept is not None:
+            held = self.slot_of[rows, kept]
+            where, place = np.nonzero(held >= 0)
+            standing[where, held[where, place]] = _NEVER
+        needed = missing.sum(axis=1)
+        count = min(int(needed.max()), standing.shape[1])
+        # several partition points at once leave the `count` least in order
+        victim = np.argpartition(standing, list(range(count)), axis=1)[:, :count]
+        given_up = np.take_along_axis(standing, victim, axis=1)
+        if kept is not None and given_up[:, -1].max() < _NEVER:
+            # room for all: any order of the newcomers ends in the same contents
+            best = np.argsort(~missing, axis=1, kind="stable")[:, :count]
+            swap = np.arange(count) < needed[:, None]
+        else:
+            value = np.where(missing, self.ranking.worth(rows, ids), -_NEVER)
+            best = np.argsort(-value, axis=1, kind="stable")[:, :count]
+            value = np.take_along_axis(value, best, axis=1)
+            swap = np.take_along_axis(missing, best, axis=1) & (given_up < _NEVER)
+            swap &= (value > given_up) if kept is None else swap
+        newcomer = np.take_along_axis(ids, best, axis=1)
+        where, place = np.nonzero(swap)
+        row, slot, new = line[where], victim[where, place], newcomer[where, place]
+        old = self.contents[row, slot]
+        self.slot_of[row, old] = -1
+        self.contents[row, slot] = new
+        self.slot_of[row, new] = slot
+        self.slot_of[:, self.empty] = -1
+        gone = old < self.empty
+        self.ranking.evicted(row[gone], old[gone])
+        self.ranking.inserted(row, new)
+
+
+def check_slots(slots: int, demand: Demand, *, field: str) -> None:
+    """Refuse a cache that one pass would overflow.
+
+    Raises
+    ------
+    InputError
+        Fewer slots than one token's experts.
+    """
+    if slots < demand.largest:
+        accepted = f"at least {demand.largest}, the experts that one pass needs in one layer"
+        raise InputError.at(field, slots, accepted)
