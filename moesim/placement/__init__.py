@@ -7,7 +7,8 @@ are one file each in :mod:`moesim.placement.methods`; all are judged by
 
 from moesim.placement.bounds import best_bound, lower_bounds
 from moesim.placement.evaluate import Evaluation, evaluate, gap_fraction, rank_loads
-from moesim.placement.problem import Placement, Problem
+from moesim.placement.placed import Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Method, Solution, placement_methods
 
 __all__ = [

@@ -9,22 +9,25 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.placement.problem import Floats, Problem
+from moesim.placement.placed import Floats
+from moesim.placement.problem import Problem
 
 
 def lower_bounds(problem: Problem) -> dict[str, Floats]:
     """Every combinatorial bound by name, each ``(layers,)``. [tokens]
 
     Without replicas rank loads are sums of whole experts; where these are whole numbers the
-    bounds are rounded up.
+    bounds are rounded up. Where ranks differ in speed, loads are those of a rank of mean speed:
+    only the mean, and the hottest copy on the fastest rank, remain as bounds.
     """
     loads, ranks = problem.loads, problem.num_ranks
-    bounds = {
-        "mean": mean_bound(loads, ranks),
-        "hottest": hottest_bound(loads, ranks, problem.num_replicas),
-        "cardinality": cardinality_bound(loads, ranks, problem.slots_per_rank),
-        "company": company_bound(loads, ranks, problem.slots_per_rank),
-    }
+    hottest = hottest_bound(loads, ranks, problem.num_replicas)
+    if problem.speeds is not None:
+        return {"mean": mean_bound(loads, ranks), "hottest": hottest / problem.relative_speeds.max()}
+    bounds = {"mean": mean_bound(loads, ranks), "hottest": hottest}
+    if problem.rank_slots is None or (problem.rank_slots == problem.slots_per_rank).all():
+        bounds["cardinality"] = cardinality_bound(loads, ranks, problem.slots_per_rank)
+        bounds["company"] = company_bound(loads, ranks, problem.slots_per_rank)
     return {name: rounded_up(loads, problem.num_replicas, bound) for name, bound in bounds.items()}
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from moesim.placement.bounds import best_bound
 from moesim.placement.evaluate import Evaluation, evaluate, gap_fraction
-from moesim.placement.problem import Floats, Placement, Problem
+from moesim.placement.placed import Floats, Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Solution
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from moesim.errors import InputError, Problem
-from moesim.placement.problem import Ints, Placement
+from moesim.placement.placed import Ints, Placement
 from moesim.placement.store import StoredPlacement, read_json, rectangle, rows_text, to_text
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from moesim.errors import InputError
-from moesim.placement.problem import Placement
+from moesim.placement.placed import Placement
 
 ROUNDING = 1e-10
 """Relative difference below which a gap is rounding."""
@@ -26,14 +26,18 @@ class Evaluation:
     ----------
     rank_loads : ndarray of float64, ``(..., layers, ranks)``
         Tokens of each rank; leading axis of batches if the traffic had one. [tokens]
+    speeds : ndarray of float64, ``(ranks,)``, optional
+        Speed of each rank over the mean speed; None where ranks are alike. [-]
     """
 
     rank_loads: NDArray[np.float64]
+    speeds: NDArray[np.float64] | None = None
 
     @property
     def largest(self) -> NDArray[np.float64]:
-        """Load of the most loaded rank, ``(..., layers)``. [tokens]"""
-        return np.asarray(self.rank_loads.max(axis=-1), np.float64)
+        """Load of the rank that is done last, as a rank of mean speed sees it, ``(..., layers)``. [tokens]"""
+        loads = self.rank_loads if self.speeds is None else self.rank_loads / self.speeds
+        return np.asarray(loads.max(axis=-1), np.float64)
 
     @property
     def objective(self) -> float:
@@ -42,7 +46,10 @@ class Evaluation:
 
     @property
     def imbalance(self) -> NDArray[np.float64]:
-        """Largest over mean rank load, ``(..., layers)``; 1 for a layer without tokens. [-]"""
+        """Largest over mean rank load, ``(..., layers)``; 1 for a layer without tokens. [-]
+
+        With speeds: time of the rank that is done last over the time if all were done together.
+        """
         mean: NDArray[np.float64] = self.rank_loads.mean(axis=-1)
         return np.divide(self.largest, mean, out=np.ones_like(mean), where=mean > 0)
 
@@ -52,9 +59,12 @@ class Evaluation:
         return float(self.imbalance.mean())
 
 
-def evaluate(loads: ArrayLike, placement: Placement) -> Evaluation:
-    """Evaluation of a placement under ``loads``, ``([batches,] layers, experts)``. [tokens]"""
-    return Evaluation(rank_loads(loads, placement))
+def evaluate(loads: ArrayLike, placement: Placement, speeds: NDArray[np.float64] | None = None) -> Evaluation:
+    """Evaluation of a placement under ``loads``, ``([batches,] layers, experts)``. [tokens]
+
+    ``speeds``, ``(ranks,)``, are relative to their mean; ranks are alike without them.
+    """
+    return Evaluation(rank_loads(loads, placement), speeds)
 
 
 def rank_loads(loads: ArrayLike, placement: Placement) -> NDArray[np.float64]:

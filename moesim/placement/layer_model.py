@@ -22,11 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from moesim.placement.milp import Limits, Outcome, minimise, new_model, total, variable
-from moesim.placement.problem import Floats, Ints
-
-SOLVER_TOLERANCE = 2e-6
-"""Relative amount by which a solution within HiGHS's tolerances (1e-6) may undercut the truth."""
+from moesim.placement.milp import (
+    SOLVER_TOLERANCE,
+    Limits,
+    Outcome,
+    minimise,
+    new_model,
+    total,
+    variable,
+)
+from moesim.placement.placed import Floats, Ints
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 
-from moesim.placement.problem import Floats, Ints
+from moesim.placement.placed import Floats, Ints
 
 LEAST_GAIN = 1e-10
 """Relative gain below which an exchange is rounding, not progress."""

@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+SOLVER_TOLERANCE = 2e-6
+"""Relative amount by which a solution within HiGHS's tolerances (1e-6) may undercut the truth."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -1,52 +1,71 @@
-"""What a placement method is asked, and what it answers.
+"""What a placement method is asked: traffic, slots, and what is known of the ranks that hold them.
 
-A :class:`Problem` is traffic and slots, a :class:`Placement` says which expert every slot holds.
-Both check themselves; neither knows how a placement is found or judged.
+A :class:`Problem` checks itself; it does not know how a placement is found or judged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from moesim import errors
 from moesim.errors import InputError
+from moesim.placement.placed import MAX_LISTED, Floats, Ints, Placement, frozen, listed
 
-SHARE_TOLERANCE = 1e-8
-"""How far the shares of an expert's copies may be from summing to one."""
-MAX_LISTED = 10
-"""Problems of one kind that are told one by one; the rest is counted."""
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+AXES: dict[str, tuple[str, ...]] = {
+    "loads": ("layers", "experts"),
+    "batch_loads": ("batches", "layers", "experts"),
+    "transitions": ("layers - 1", "experts", "experts"),
+    "co_activation": ("layers", "experts", "experts"),
+    "rank_slots": ("layers", "ranks"),
+    "speeds": ("ranks",),
+    "rank_costs": ("layers", "ranks"),
+    "link_costs": ("ranks", "ranks"),
+}
+"""Arrays of a problem and their axes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
     """Experts to be placed on ranks, layer by layer.
 
-    Every rank of every layer has the same number of slots, every slot holds one expert, and every
-    expert needs at least one slot.
+    A slot holds one expert, and every expert needs at least one slot. Ranks have the same number of
+    slots in every layer unless ``rank_slots`` says otherwise.
 
     Attributes
     ----------
     loads : ndarray of float64, ``(layers, experts)``
-        Traffic that the placement may look at. Read-only. [tokens]
+        Traffic that the placement may look at. Read-only, as are all arrays. [tokens]
     num_ranks : int
         Expert-parallel ranks. [-]
     slots_per_rank : int
-        Experts that a rank holds in each layer. [-]
+        Most experts that a rank holds in a layer. [-]
     ranks_per_node : int, optional
         Consecutive ranks that share a node; None when nodes do not matter. [-]
     num_groups : int, optional
         Equal groups of consecutive experts that a group-limited router keeps together. [-]
     batch_loads : ndarray of float64, ``(batches, layers, experts)``, optional
-        The same traffic cut into batches, for methods that look at its scatter. Read-only. [tokens]
+        Batches of the same traffic, for methods that look at its scatter. [tokens]
+    transitions : ndarray of float64, ``(layers - 1, experts, experts)``, optional
+        Tokens that chose one expert in a layer and another in the next. [tokens]
+    co_activation : ndarray of float64, ``(layers, experts, experts)``, optional
+        Tokens that chose both experts of a pair in one layer; the diagonal is not used. [tokens]
+    rank_slots : ndarray of int64, ``(layers, ranks)``, optional
+        Slots of each rank, none above ``slots_per_rank``; one row stands for all layers. [-]
+    speeds : ndarray of float64, ``(ranks,)``, optional
+        Expert tokens a second of each rank, in any unit; only their ratios matter. [-]
+    rank_costs : ndarray of float64, ``(layers, ranks)``, optional
+        Cost of bringing a token to a rank, such as mean hops from the ranks that hold tokens. [-]
+    link_costs : ndarray of float64, ``(ranks, ranks)``, optional
+        Cost of a token between two ranks; default 1 between different ranks. [-]
+    start : Placement, optional
+        Where experts are now, for methods that count what moves.
+    score : callable, optional
+        Seconds of a step under a placement, as a simulator sees it. [s]
 
     Raises
     ------
@@ -60,17 +79,28 @@ class Problem:
     ranks_per_node: int | None = None
     num_groups: int | None = None
     batch_loads: Floats | None = None
+    transitions: Floats | None = None
+    co_activation: Floats | None = None
+    rank_slots: Ints | None = None
+    speeds: Floats | None = None
+    rank_costs: Floats | None = None
+    link_costs: Floats | None = None
+    start: Placement | None = None
+    score: Callable[[Placement], float] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loads", _frozen(self.loads, np.float64))
-        if self.batch_loads is not None:
-            object.__setattr__(self, "batch_loads", _frozen(self.batch_loads, np.float64))
-        problems = _load_problems("loads", self.loads, 2) or _slot_problems(self)
-        if self.batch_loads is not None and not problems:
-            problems += _load_problems("batch_loads", self.batch_loads, 3)
-            if not problems and self.batch_loads.shape[1:] != self.loads.shape:
-                message = f"got shape {self.batch_loads.shape}; accepted: (batches, *{self.loads.shape})"
-                problems.append(errors.Problem("batch_loads", message))
+        if self.rank_slots is not None and np.ndim(self.rank_slots) == 1:
+            rows = np.tile(self.rank_slots, (len(self.loads), 1))
+            object.__setattr__(self, "rank_slots", rows)
+        for name in AXES:
+            if getattr(self, name) is not None:
+                dtype = np.int64 if name == "rank_slots" else np.float64
+                object.__setattr__(self, name, frozen(getattr(self, name), dtype))
+        problems = _array_problems("loads", self.loads) or _slot_problems(self)
+        if not problems:
+            for name in AXES:
+                problems += _shape_problems(self, name)
+            problems += _rank_problems(self) if not problems else []
         if problems:
             raise InputError(problems, source="placement problem")
 
@@ -103,6 +133,15 @@ class Problem:
             raise InputError([errors.Problem("redundant_experts", message)])
         return cls(loads, num_ranks, slots // num_ranks, **more)
 
+    @classmethod
+    def with_rank_slots(cls, loads: ArrayLike, rank_slots: ArrayLike, **more: Any) -> Problem:
+        """Problem whose ranks have ``rank_slots`` slots, ``(ranks,)`` or ``(layers, ranks)``."""
+        slots = np.asarray(rank_slots, np.int64)
+        if slots.ndim not in (1, 2) or not slots.size:
+            raise InputError.at("rank_slots", slots.shape, "(ranks,) or (layers, ranks)")
+        widest = int(slots.max())
+        return cls(np.asarray(loads, np.float64), slots.shape[-1], widest, rank_slots=slots, **more)
+
     @property
     def num_layers(self) -> int:
         """Layers, placed independently. [-]"""
@@ -115,167 +154,103 @@ class Problem:
 
     @property
     def num_slots(self) -> int:
-        """Physical slots of a layer over all ranks. [-]"""
+        """Physical slots of a layer over all ranks, those of absent slots included. [-]"""
         return self.num_ranks * self.slots_per_rank
 
     @property
     def num_replicas(self) -> int:
-        """Slots beyond one for each expert. [-]"""
-        return self.num_slots - self.num_experts
+        """Slots beyond one for each expert, in the layer that has most. [-]"""
+        return int(self.capacity.sum(axis=1).max()) - self.num_experts
+
+    @property
+    def capacity(self) -> Ints:
+        """Slots of each rank, ``(layers, ranks)``. [-]"""
+        if self.rank_slots is not None:
+            return self.rank_slots
+        return np.full((self.num_layers, self.num_ranks), self.slots_per_rank, np.int64)
+
+    @property
+    def relative_speeds(self) -> Floats:
+        """Speed of each rank over the mean speed, ``(ranks,)``. [-]"""
+        return np.ones(self.num_ranks) if self.speeds is None else self.speeds / self.speeds.mean()
 
     @property
     def num_nodes(self) -> int:
         """Nodes of ``ranks_per_node`` ranks, 1 when they do not matter. [-]"""
         return 1 if self.ranks_per_node is None else self.num_ranks // self.ranks_per_node
 
-
-@dataclass(frozen=True, eq=False)
-class Placement:
-    """The expert in every slot, and optionally how an expert's tokens are split over its copies.
-
-    Slot ``s`` belongs to rank ``s // slots_per_rank``. Slots of a rank are kept sorted by expert, so
-    two placements that differ only by the order inside ranks are equal.
-
-    Attributes
-    ----------
-    physical_to_logical : ndarray of int64, ``(layers, slots)``
-        Expert held by each slot. Read-only.
-    num_experts, num_ranks : int
-        Logical experts of a layer, ranks that share them. [-]
-    split : ndarray of float64, ``(layers, slots)``, optional
-        Share of its expert's tokens that goes to each slot; None splits evenly over copies, as
-        engines do by default. [-]
-
-    Raises
-    ------
-    InputError
-        Wrong shapes, an expert without slot, or shares that do not sum to one; names layer and expert.
-    """
-
-    physical_to_logical: Ints
-    num_experts: int
-    num_ranks: int
-    split: Floats | None = None
-
-    def __post_init__(self) -> None:
-        experts = np.asarray(self.physical_to_logical)
-        problems = _map_problems(experts, self.num_experts, self.num_ranks)
-        if problems:
-            raise InputError(problems, source="placement")
-        layers, slots = experts.shape
-        by_rank = experts.astype(np.int64).reshape(layers, self.num_ranks, -1)
-        order = np.argsort(by_rank, axis=-1, kind="stable")
-        ordered = np.take_along_axis(by_rank, order, axis=-1).reshape(layers, slots)
-        object.__setattr__(self, "physical_to_logical", _frozen(ordered, np.int64))
-        if self.split is not None:
-            split = np.asarray(self.split, np.float64)
-            if split.shape != experts.shape:
-                raise InputError.at("split", split.shape, f"the shape {experts.shape} of the slots")
-            split = np.take_along_axis(split.reshape(by_rank.shape), order, axis=-1).reshape(layers, slots)
-            object.__setattr__(self, "split", _frozen(split, np.float64))
-        problems = _expert_problems(self)
-        if problems:
-            raise InputError(problems, source="placement")
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Placement):
-            return NotImplemented
-        return (
-            self.num_experts == other.num_experts
-            and self.num_ranks == other.num_ranks
-            and np.array_equal(self.physical_to_logical, other.physical_to_logical)
-            and np.array_equal(self.slot_share, other.slot_share)
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
     @property
-    def num_layers(self) -> int:
-        """Placed layers. [-]"""
-        return int(self.physical_to_logical.shape[0])
+    def distances(self) -> Floats:
+        """Cost of a token between two ranks, ``(ranks, ranks)``. [-]"""
+        return 1.0 - np.eye(self.num_ranks) if self.link_costs is None else self.link_costs
 
-    @property
-    def num_slots(self) -> int:
-        """Slots of a layer over all ranks. [-]"""
-        return int(self.physical_to_logical.shape[1])
+    def needed(self, name: str, method: str) -> Any:
+        """Optional part ``name`` of the problem, which ``method`` cannot do without.
 
-    @property
-    def slots_per_rank(self) -> int:
-        """Slots of a rank in each layer. [-]"""
-        return self.num_slots // self.num_ranks
-
-    @property
-    def rank_of_slot(self) -> Ints:
-        """Rank that owns each slot, ``(slots,)``."""
-        return np.arange(self.num_slots, dtype=np.int64) // self.slots_per_rank
-
-    @cached_property
-    def copies(self) -> Ints:
-        """Slots that hold each expert, ``(layers, experts)``. [-]"""
-        cells = np.arange(self.num_layers)[:, None] * self.num_experts + self.physical_to_logical
-        count = np.bincount(cells.ravel(), minlength=self.num_layers * self.num_experts)
-        return count.reshape(self.num_layers, self.num_experts).astype(np.int64)
-
-    @cached_property
-    def slot_share(self) -> Floats:
-        """Share of its expert's tokens that each slot serves, ``(layers, slots)``. [-]"""
-        if self.split is not None:
-            return self.split
-        copies = np.take_along_axis(self.copies, self.physical_to_logical, axis=1)
-        return 1.0 / copies.astype(np.float64)
-
-    @cached_property
-    def rank_share(self) -> Floats:
-        """Share of each expert's tokens served by each rank, ``(layers, experts, ranks)``.
-
-        Sums to one over ranks. Tokens of rank ``g`` are ``loads[l] @ rank_share[l][:, g]``. [-]
+        Raises
+        ------
+        InputError
+            It is not there.
         """
-        shape = (self.num_layers, self.num_experts, self.num_ranks)
-        cells = np.arange(self.num_layers)[:, None] * self.num_experts + self.physical_to_logical
-        cells = cells * self.num_ranks + self.rank_of_slot
-        size = int(np.prod(shape))
-        shares = np.bincount(cells.ravel(), weights=self.slot_share.ravel(), minlength=size)
-        return np.asarray(shares, np.float64).reshape(shape)
+        part = getattr(self, name)
+        if part is None:
+            message = f"missing; method {method} works on it"
+            raise InputError([errors.Problem(name, message)], source="placement problem")
+        return part
 
-    @cached_property
-    def resident(self) -> NDArray[np.bool_]:
-        """Whether a rank holds an expert, ``(layers, experts, ranks)``."""
-        held = np.zeros((self.num_layers, self.num_experts, self.num_ranks), np.bool_)
-        held[np.arange(self.num_layers)[:, None], self.physical_to_logical, self.rank_of_slot] = True
-        return held
+    def check_equal_slots(self, method: str) -> None:
+        """Refuse unequal slots, for methods that cannot fill them.
 
-    def moved_experts(self, before: Placement) -> int:
-        """Expert weights that some rank must load to go from ``before`` to this placement. [-]"""
-        if before.resident.shape != self.resident.shape:
-            raise InputError.at(
-                "before",
-                before.resident.shape,
-                f"a placement of {self.resident.shape} layers, experts and ranks",
-            )
-        return int(np.count_nonzero(self.resident & ~before.resident))
+        Raises
+        ------
+        InputError
+            Ranks or layers have different numbers of slots.
+        """
+        if self.rank_slots is not None and (self.rank_slots != self.slots_per_rank).any():
+            least, most = int(self.rank_slots.min()), int(self.rank_slots.max())
+            message = f"got {least} to {most} slots; method {method} needs as many on every rank and layer"
+            raise InputError([errors.Problem("rank_slots", message)], source="placement problem")
 
 
-def _frozen(values: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
-    array = np.array(values, dtype=dtype)
-    array.flags.writeable = False
-    return array
-
-
-def _load_problems(field: str, loads: Floats, ndim: int) -> list[errors.Problem]:
-    if loads.ndim != ndim or 0 in loads.shape:
-        axes = "(layers, experts)" if ndim == 2 else "(batches, layers, experts)"
-        return [errors.Problem(field, f"got shape {loads.shape}; accepted: {axes}, none of them 0")]
-    wrong = np.argwhere(~(np.isfinite(loads) & (loads >= 0)))
-    return _listed(
+def _array_problems(field: str, values: Floats | Ints) -> list[errors.Problem]:
+    """Wrong number of axes, empty ones, or values that are no amounts."""
+    if values.ndim != len(AXES[field]) or (0 in values.shape and field != "transitions"):
+        accepted = f"({', '.join(AXES[field])}), none of them 0"
+        return [errors.Problem(field, f"got shape {values.shape}; accepted: {accepted}")]
+    least, is_open = (0, field == "speeds")
+    fine = np.isfinite(values) & ((values > least) if is_open else (values >= least))
+    wrong = np.argwhere(~fine)
+    unit = " [tokens]" if field in ("loads", "batch_loads", "transitions", "co_activation") else ""
+    return listed(
         [
             errors.Problem(
                 f"{field}[{', '.join(map(str, at))}]",
-                f"got {loads[tuple(at)]}; accepted: a finite number >= 0 [tokens]",
+                f"got {values[tuple(at)]}; accepted: a finite number {'> 0' if is_open else '>= 0'}{unit}",
             )
             for at in wrong[: MAX_LISTED + 1]
         ],
         len(wrong),
     )
+
+
+def _shape_problems(problem: Problem, field: str) -> list[errors.Problem]:
+    """Contradictions between an optional array and the loads."""
+    values = getattr(problem, field)
+    if values is None or field == "loads":
+        return []
+    found = _array_problems(field, values)
+    sizes = {
+        "layers": problem.num_layers,
+        "layers - 1": problem.num_layers - 1,
+        "experts": problem.num_experts,
+        "ranks": problem.num_ranks,
+        "batches": values.shape[0] if values.ndim else 0,
+    }
+    wanted = tuple(sizes[axis] for axis in AXES[field])
+    if not found and values.shape != wanted:
+        named = ", ".join(f"{axis} = {size}" for axis, size in zip(AXES[field], wanted, strict=True))
+        found.append(errors.Problem(field, f"got shape {values.shape}; accepted: {wanted} ({named})"))
+    return found
 
 
 def _slot_problems(problem: Problem) -> list[errors.Problem]:
@@ -305,68 +280,32 @@ def _slot_problems(problem: Problem) -> list[errors.Problem]:
     return found
 
 
-def _map_problems(experts: NDArray[Any], num_experts: int, num_ranks: int) -> list[errors.Problem]:
-    field = "physical_to_logical"
-    if experts.ndim != 2 or 0 in experts.shape or not np.issubdtype(experts.dtype, np.integer):
-        return [
-            errors.Problem(
-                field, f"got {experts.dtype} {experts.shape}; accepted: whole numbers (layers, slots)"
+def _rank_problems(problem: Problem) -> list[errors.Problem]:
+    """Slots that do not hold every expert, and a start of another shape."""
+    found = []
+    experts = problem.num_experts
+    if problem.rank_slots is not None:
+        if problem.rank_slots.max() > problem.slots_per_rank:
+            accepted = f"at most slots_per_rank = {problem.slots_per_rank}"
+            found.append(
+                errors.Problem("rank_slots", f"got {problem.rank_slots.max()}; accepted: {accepted}")
             )
-        ]
-    if num_ranks < 1 or experts.shape[1] % num_ranks:
-        return [
-            errors.Problem(
-                "num_ranks", f"got {num_ranks}; accepted: a divisor of the {experts.shape[1]} slots"
-            )
-        ]
-    wrong = np.argwhere((experts < 0) | (experts >= num_experts))
-    accepted = f"an expert 0 to {num_experts - 1}"
-    return _listed(
-        [
-            errors.Problem(f"{field}[{layer}, {slot}]", f"got {experts[layer, slot]}; accepted: {accepted}")
-            for layer, slot in wrong[: MAX_LISTED + 1]
-        ],
-        len(wrong),
-    )
-
-
-def _expert_problems(placement: Placement) -> list[errors.Problem]:
-    """Experts without slot, and shares that are negative or do not sum to one."""
-    missing = np.argwhere(placement.copies == 0)
-    found = _listed(
-        [
-            errors.Problem("physical_to_logical", f"layer {layer} has no slot for expert {expert}")
-            for layer, expert in missing[: MAX_LISTED + 1]
-        ],
-        len(missing),
-    )
-    if placement.split is None or found:
-        return found
-    bad = np.argwhere(~(placement.split >= 0))
-    found = [
-        errors.Problem(
-            f"split[{layer}, {slot}]", f"got {placement.split[layer, slot]}; accepted: a share >= 0"
+        short = np.flatnonzero(problem.rank_slots.sum(axis=1) < experts)
+        totals = problem.rank_slots.sum(axis=1)
+        found += listed(
+            [
+                errors.Problem(
+                    f"rank_slots[{layer}]",
+                    f"got {totals[layer]} slots in all; accepted: at least the {experts} experts of a layer",
+                )
+                for layer in short
+            ],
+            len(short),
         )
-        for layer, slot in bad[: MAX_LISTED + 1]
-    ]
-    if found:
-        return _listed(found, len(bad))
-    sums = placement.rank_share.sum(axis=-1)
-    off = np.argwhere(~(np.abs(sums - 1) <= SHARE_TOLERANCE))
-    return _listed(
-        [
-            errors.Problem(
-                "split", f"shares of layer {layer} expert {expert} sum to {sums[layer, expert]:.9g}, not 1"
-            )
-            for layer, expert in off[: MAX_LISTED + 1]
-        ],
-        len(off),
-    )
-
-
-def _listed(problems: Sequence[errors.Problem], total: int) -> list[errors.Problem]:
-    """The first problems, and how many more there are."""
-    shown = list(problems[:MAX_LISTED])
-    if total > MAX_LISTED:
-        shown.append(errors.Problem("", f"and {total - MAX_LISTED} more of that kind"))
-    return shown
+    if problem.start is not None:
+        got = problem.start.resident.shape
+        wanted = (problem.num_layers, experts, problem.num_ranks)
+        if got != wanted:
+            message = f"got (layers, experts, ranks) = {got}; accepted: {wanted}"
+            found.append(errors.Problem("start", message))
+    return found

@@ -7,8 +7,44 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from moesim.placement.problem import Floats, Placement, Problem
+from moesim.placement.placed import Floats, Placement
+from moesim.placement.problem import Problem
 from moesim.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What a method optimises, where that is not the largest rank load.
+
+    Attributes
+    ----------
+    name, unit : str
+        Of the quantity.
+    value : float
+        What was reached on the traffic that the method saw.
+    bound : float, optional
+        No placement is better than this, if anything is proven.
+    bound_name : str
+        How the bound was found.
+    higher_is_better : bool
+    """
+
+    name: str
+    unit: str
+    value: float
+    bound: float | None = None
+    bound_name: str = ""
+    higher_is_better: bool = False
+
+    @property
+    def gap_fraction(self) -> float | None:
+        """How much better any placement could at most be, over the value reached; None without bound. [-]"""
+        if self.bound is None:
+            return None
+        if self.value == self.bound:
+            return 0.0
+        distance = self.bound - self.value if self.higher_is_better else self.value - self.bound
+        return distance / abs(self.value) if self.value else float("inf")
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,12 +62,15 @@ class Solution:
         True when every layer is proven optimal within the tolerance that the method was given.
     notes : tuple of str
         Remarks for the reader: limits that struck, layers left open.
+    own : Own, optional
+        What the method optimises beside or instead of the largest rank load.
     """
 
     placement: Placement
     lower_bound: Floats | None = None
     is_optimal: bool = False
     notes: tuple[str, ...] = ()
+    own: Own | None = None
 
     @property
     def split_rule(self) -> Literal["even", "solved"]:

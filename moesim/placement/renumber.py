@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moesim.placement.problem import Floats, Ints, Placement
+from moesim.placement.placed import Floats, Ints, Placement
 
 
 def renumbered(placement: Placement, before: Placement, ranks_per_node: int | None = None) -> Placement:

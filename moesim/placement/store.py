@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from moesim.errors import InputError, Problem
 from moesim.files import Tree, to_json, validated, write_text
 from moesim.files.tree import MAX_FILE_BYTES
-from moesim.placement.problem import Placement
+from moesim.placement.placed import Placement
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

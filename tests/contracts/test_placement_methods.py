@@ -24,7 +24,18 @@ CASES = {
 def problem_of(layers, experts, scale=1.0, **shape):
     rng = np.random.default_rng(layers * 100 + experts)
     loads = np.floor(scale * 500 * np.exp(rng.normal(size=(layers, experts))))
-    return Problem(loads, **shape)
+    pairs = rng.integers(0, 50, (layers, experts, experts)) * scale
+    ranks = shape["num_ranks"]
+    everything = {
+        "batch_loads": rng.poisson(loads / 20, (3, layers, experts)),
+        "transitions": pairs[1:],
+        "co_activation": pairs + pairs.transpose(0, 2, 1),
+        "rank_costs": rng.random((layers, ranks)),
+        "score": lambda placement: float(evaluate(loads, placement).objective),
+    }
+    start = Problem(loads, **shape)
+    linear = placement_methods.build("linear").solve(start, rng_for(0, "start")).placement
+    return Problem(loads, **shape, **everything, start=linear)
 
 
 @pytest.fixture(params=sorted(CASES))
@@ -39,13 +50,15 @@ def method(request):
 
 def test_the_expected_methods_are_registered():
     expected = {"linear", "round_robin", "random", "greedy", "eplb", "eplb_swaps", "ilp"}
+    expected |= {"affinity", "co_activation", "robust_ilp", "topology_ilp", "speed_ilp", "replica_ilp"}
+    expected |= {"migration_ilp", "moetuner", "annealing"}
     assert expected <= set(placement_methods.names())
 
 
 def test_placement_has_the_asked_shape(method, problem):
     placed = method.solve(problem, rng_for(0, "placement")).placement
     assert isinstance(placed, Placement)
-    assert placed.physical_to_logical.shape == (problem.num_layers, problem.num_slots)
+    assert placed.copies.sum() <= problem.num_layers * problem.num_slots
     assert (placed.num_experts, placed.num_ranks) == (problem.num_experts, problem.num_ranks)
     served = evaluate(problem.loads, placed).rank_loads
     np.testing.assert_allclose(served.sum(axis=1), problem.loads.sum(axis=1), rtol=1e-7)

@@ -9,7 +9,8 @@ import numpy as np
 
 from moesim.errors import InputError
 from moesim.placement.packing import pack, replicate
-from moesim.placement.problem import Ints, Placement, Problem
+from moesim.placement.placed import Ints, Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Solution, placement_methods
 
 
@@ -34,6 +35,7 @@ class Eplb:
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Deterministic: ties go to the lower expert and the lower rank."""
+        problem.check_equal_slots("eplb")
         hierarchical = is_hierarchical(problem, self.mode)
         experts = eplb_map(problem, hierarchical=hierarchical)
         notes = (f"{'hierarchical' if hierarchical else 'global'} balancing",)

@@ -11,7 +11,8 @@ from pydantic import Field
 from moesim.placement.bounds import best_bound
 from moesim.placement.local_search import MAX_STEPS, swap_search
 from moesim.placement.methods.eplb import eplb_map, is_hierarchical
-from moesim.placement.problem import Placement, Problem
+from moesim.placement.placed import Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Solution, placement_methods
 
 
@@ -36,6 +37,7 @@ class EplbSwaps:
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Deterministic; the proven bound is the combinatorial one."""
+        problem.check_equal_slots("eplb_swaps")
         hierarchical = is_hierarchical(problem, self.mode)
         experts = eplb_map(problem, hierarchical=hierarchical)
         start = Placement(experts, problem.num_experts, problem.num_ranks)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.placement.packing import pack, replicate
-from moesim.placement.problem import Placement, Problem
+from moesim.placement.packing import packed
+from moesim.placement.placed import Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Solution, placement_methods
 
 
@@ -16,7 +17,8 @@ from moesim.placement.registry import Solution, placement_methods
 class Greedy:
     """Replicas go to the expert with most tokens per copy; copies go, heaviest first, to the lightest rank.
 
-    Unlike ``eplb``, a rank receives a second copy of an expert only if every rank with room has one.
+    Unlike ``eplb``, a rank receives a second copy of an expert only if every rank with room has one;
+    and ranks may differ in slots and in speed (then the rank that would be done first takes a copy).
 
     References
     ----------
@@ -26,8 +28,5 @@ class Greedy:
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Deterministic: ties go to the lower expert and the lower rank."""
-        items, copies = replicate(problem.loads, problem.num_slots)
-        weights = np.take_along_axis(problem.loads / copies, items, axis=1)
-        places = pack(weights, problem.num_ranks, items)
-        experts = np.take_along_axis(items, places, axis=1)
+        experts = packed(problem)
         return Solution(Placement(experts, problem.num_experts, problem.num_ranks))

@@ -12,7 +12,6 @@ from pydantic import Field
 from moesim.placement.bounds import best_bound, rounded_up
 from moesim.placement.evaluate import evaluate
 from moesim.placement.layer_model import (
-    SOLVER_TOLERANCE,
     Layer,
     copy_options,
     num_variables,
@@ -21,8 +20,9 @@ from moesim.placement.layer_model import (
 )
 from moesim.placement.local_search import copy_weights, restarted_search
 from moesim.placement.methods.eplb_swaps import EplbSwaps
-from moesim.placement.milp import Limits
-from moesim.placement.problem import Floats, Ints, Placement, Problem
+from moesim.placement.milp import SOLVER_TOLERANCE, Limits
+from moesim.placement.placed import Floats, Ints, Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Solution, placement_methods
 
 ROUNDING = 1e-10
@@ -70,6 +70,7 @@ class Ilp:
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Placement; same seed, same answer, as long as no time limit strikes."""
+        problem.check_equal_slots("ilp")
         bound = best_bound(problem)
         experts = self._searched(problem, bound, rng)
         shares = copy_weights(np.ones_like(problem.loads), experts)

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.placement.problem import Placement, Problem
+from moesim.placement.packing import filled_in_order
+from moesim.placement.placed import Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Solution, placement_methods
 
 
@@ -22,7 +24,7 @@ class Linear:
     """
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
-        """The same row in every layer."""
-        row = np.arange(problem.num_slots) % problem.num_experts
-        experts = np.tile(row, (problem.num_layers, 1))
+        """The same row in every layer with as many slots."""
+        rows = [np.arange(slots) % problem.num_experts for slots in problem.capacity.sum(axis=1)]
+        experts = filled_in_order(problem.capacity, rows)
         return Solution(Placement(experts, problem.num_experts, problem.num_ranks))

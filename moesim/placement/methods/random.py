@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.placement.problem import Placement, Problem
+from moesim.placement.packing import filled_in_order
+from moesim.placement.placed import Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Solution, placement_methods
 
 
@@ -17,9 +19,10 @@ class Random:
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Another draw in every layer."""
-        rounds = -(-problem.num_slots // problem.num_experts)
-        experts = np.empty((problem.num_layers, problem.num_slots), np.int64)
-        for layer in range(problem.num_layers):
+        rows = []
+        for slots in problem.capacity.sum(axis=1):
+            rounds = -(-int(slots) // problem.num_experts)
             decks = [rng.permutation(problem.num_experts) for _ in range(rounds)]
-            experts[layer] = rng.permutation(np.concatenate(decks)[: problem.num_slots])
+            rows.append(rng.permutation(np.concatenate(decks)[:slots]))
+        experts = filled_in_order(problem.capacity, rows)
         return Solution(Placement(experts, problem.num_experts, problem.num_ranks))

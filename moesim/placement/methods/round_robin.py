@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moesim.placement.problem import Placement, Problem
+from moesim.placement.placed import Placement
+from moesim.placement.problem import Problem
 from moesim.placement.registry import Solution, placement_methods
 
 
@@ -17,6 +18,7 @@ class RoundRobin:
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """The same row in every layer; the traffic is not looked at."""
+        problem.check_equal_slots("round_robin")
         row = np.arange(problem.num_slots) % problem.num_experts
         dealt = row.reshape(problem.slots_per_rank, problem.num_ranks).T.ravel()
         experts = np.tile(dealt, (problem.num_layers, 1))
