@@ -8,6 +8,7 @@ from moesim.cli.calibrate_check import check
 from moesim.cli.calibrate_fit import fit
 from moesim.cli.calibrate_import import import_tables
 from moesim.cli.calibrate_measure import measure
+from moesim.cli.calibrate_network import network
 from moesim.cli.calibrate_steps import steps
 from moesim.cli.calibrate_transfer import transfer
 
@@ -23,3 +24,4 @@ app.command("import")(import_tables)
 app.command("transfer")(transfer)
 app.command("check")(check)
 app.command("steps")(steps)
+app.command("network")(network)

@@ -25,11 +25,12 @@ def transfer(
     device: Targets = None, family: Families = None, out: Out = None, json: bool = JSON_OPTION
 ) -> None:
     """Measure what moving fits to an unmeasured device costs (needs the tables extra)."""
+    from moesim.files.document import write_document  # noqa: PLC0415
     from moesim.hardware import load_device  # noqa: PLC0415
     from moesim.kernels.aiconfigurator import SYSTEMS, package_version, read_tables  # noqa: PLC0415
     from moesim.kernels.choose import TRANSFER_FILE, TRANSFER_ROOM, is_same_architecture, nearest_of  # noqa: PLC0415
     from moesim.kernels.fit.transfer import band_of, coverage, moved  # noqa: PLC0415
-    from moesim.kernels.fit_file import fitted_devices, load_fits, write_document  # noqa: PLC0415
+    from moesim.kernels.fit_file import fitted_devices, load_fits  # noqa: PLC0415
 
     measured = [name for name in SYSTEMS if name in fitted_devices()]
     rows = []

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moesim.errors import InputError
 from moesim.evidence import Grade
-from moesim.files import find, listed, read_tree, validated
-from moesim.files.write import write_text
+from moesim.files import find, listed
+from moesim.files.document import read_document, write_document
 from moesim.kernels.forms.families import FORMS
 from moesim.kernels.measured import FAMILIES
 
 ROOM = "calibration/fits"
-HEAD = "# Made by `moesim calibrate`; do not edit: fit again instead.\n"
-
-DEEPEST_LINES = 3
-"""Mappings below this depth are written on one line."""
-
-M = TypeVar("M", bound=BaseModel)
 
 Regime: TypeAlias = Literal["launch", "memory", "compute"]
 REGIMES: tuple[Regime, ...] = ("launch", "memory", "compute")
@@ -205,48 +198,3 @@ def fitted_devices() -> list[str]:
 def write_fits(path: Path, fits: DeviceFits) -> Path:
     """Write a file of fits; the same fits give the same bytes."""
     return write_document(path, fits)
-
-
-def write_document(path: Path, model: BaseModel) -> Path:
-    """Write a generated document of this room, numbers to four significant digits.
-
-    YAML in its JSON form, a field a line: a file of a hundred fits is read in milliseconds.
-    """
-    document = _rounded(model.model_dump(mode="json", exclude_none=True))
-    return write_text(path, HEAD + _lines(document, 0) + "\n")
-
-
-def read_document(model: type[M], path: Path) -> M:
-    """Read what :func:`write_document` wrote, or the same in any YAML.
-
-    Raises
-    ------
-    InputError
-        Not such a file: every problem with its line.
-    """
-    try:
-        body = "".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
-        return model.model_validate(json.loads(body))
-    except (OSError, ValueError):  # the slow reader knows lines, and says what is wrong
-        return validated(model, read_tree(path))
-
-
-def _lines(node: Any, depth: int) -> str:
-    """JSON with the leaves of a mapping of the two upper levels on lines of their own."""
-    inside, outside = " " * (depth + 1), " " * depth
-    if isinstance(node, dict) and depth < DEEPEST_LINES:
-        parts = [f"{inside}{json.dumps(key)}: {_lines(value, depth + 1)}" for key, value in node.items()]
-        return "{\n" + ",\n".join(parts) + f"\n{outside}}}"
-    if isinstance(node, list) and node and isinstance(node[0], dict):
-        parts = [f"{inside}{_lines(value, depth + 1)}" for value in node]
-        return "[\n" + ",\n".join(parts) + f"\n{outside}]"
-    return json.dumps(node)
-
-
-def _rounded(node: Any) -> Any:
-    """Four significant digits: more than the fit can tell, and readable."""
-    if isinstance(node, dict):
-        return {key: _rounded(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_rounded(value) for value in node]
-    return float(f"{node:.4g}") if isinstance(node, float) else node

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moesim.evidence import Estimate, Grade, Seconds
 from moesim.files import find, read_tree, validated
+from moesim.network.faults import Faults
+from moesim.network.fit_file import NetworkFits, network_fits
+from moesim.network.traffic import Deduplication
 
 if TYPE_CHECKING:
-    from moesim.hardware.schema import Cluster
+    from moesim.hardware.schema import Cluster, Link, Node
 
 
 class LinkEfficiency(BaseModel):
@@ -47,6 +50,29 @@ def roofline_efficiencies() -> NetworkEfficiencies:
     return validated(NetworkEfficiencies, read_tree(find("network", "calibration/roofline")))
 
 
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Communication:
+    """Which algorithms move the bytes.
+
+    Attributes
+    ----------
+    all_reduce, exchange : str
+        Registered algorithm of tensor-parallel sums, and of dispatch and combine; ``auto``: the cheapest.
+    deduplicate : str
+        What dispatch sends once.
+    sms : int
+        Streaming multiprocessors of each device given to exchange kernels. [-]
+    """
+
+    all_reduce: str = AUTO
+    exchange: str = AUTO
+    deduplicate: Deduplication = "rank"
+    sms: int = 20
+
+
 @dataclass(frozen=True)
 class Fabric:
     """Link classes between ``num_ranks`` ranks.
@@ -61,6 +87,16 @@ class Fabric:
         One hop through the fabric. [s]
     oversubscription_ratio : float
         Leaf-to-spine oversubscription between nodes, 1 for full rate.
+    port : ndarray of int, ``(rank,)``
+        Network port that each rank sends through, a dead one replaced.
+    port_share : float
+        Ranks that a port is meant for, over ports: what ``nic_bytes_per_s`` of a rank is of a port's.
+    scale_up_speed, port_speed : ndarray, ``(rank,)``
+        Fraction of the rate that each rank's scale-up port, and the network port it uses, still reaches.
+    communication : Communication
+        Algorithms in use.
+    fits : NetworkFits or None
+        Measured curves of these devices.
     """
 
     domain: NDArray[np.int64]
@@ -70,7 +106,13 @@ class Fabric:
     scale_up_latency_s: float
     scale_out_latency_s: float
     oversubscription_ratio: float
+    port: NDArray[np.int64]
+    port_share: float
+    scale_up_speed: NDArray[np.float64]
+    port_speed: NDArray[np.float64]
+    communication: Communication
     efficiencies: NetworkEfficiencies
+    fits: NetworkFits | None
 
     @property
     def num_ranks(self) -> int:
@@ -78,12 +120,25 @@ class Fabric:
         return len(self.domain)
 
     @classmethod
-    def of(cls, cluster: Cluster, num_ranks: int) -> Fabric:
-        """Fabric seen by the first ``num_ranks`` devices of ``cluster``."""
+    def of(
+        cls,
+        cluster: Cluster,
+        num_ranks: int,
+        communication: Communication | None = None,
+        faults: Faults | None = None,
+    ) -> Fabric:
+        """Fabric seen by the first ``num_ranks`` devices of ``cluster``.
+
+        Raises
+        ------
+        InputError
+            A fault of something that the cluster does not have, or a node without a live network port.
+        """
         ranks = np.arange(num_ranks)
-        node = cluster.node
-        # without a device fabric peers talk through the host links, and sockets through shared memory
-        local = node.scale_up or node.host.pcie or node.host.dram
+        node, faults = cluster.node, faults or Faults()
+        faults.check(cluster)
+        local, rails = local_link(node), max(node.num_rails, 1)
+        port = faults.live_ports(cluster)[ranks]
         return cls(
             domain=np.asarray(cluster.domain_of(ranks)),
             node=np.asarray(cluster.node_of(ranks)),
@@ -92,21 +147,69 @@ class Fabric:
             scale_up_latency_s=local.latency_s,
             scale_out_latency_s=cluster.scale_out.latency_s + (node.nic.latency_s if node.nic else 0.0),
             oversubscription_ratio=cluster.scale_out.oversubscription_ratio,
+            port=port,
+            port_share=node.num_devices / rails,
+            scale_up_speed=faults.speeds(faults.scale_up_speed, num_ranks),
+            port_speed=faults.speeds(faults.nic_speed, cluster.num_nodes * rails)[port],
+            communication=communication or Communication(),
             efficiencies=roofline_efficiencies(),
+            fits=network_fits(node.device.name),
         )
 
     def link(self, ranks: NDArray[np.int64]) -> tuple[float, float]:
         """Rate and latency of the slowest link class among ``ranks``. [bytes/s], [s]"""
-        if len(np.unique(self.domain[ranks])) == 1:
-            return self.scale_up_bytes_per_s, self.scale_up_latency_s
-        return self.nic_rate, self.scale_out_latency_s
+        if self.is_one_domain(ranks):
+            return self.scale_up_bytes_per_s * float(
+                self.scale_up_speed[ranks].min()
+            ), self.scale_up_latency_s
+        return self.nic_rate * self.slowest_port(ranks), self.scale_out_latency_s
+
+    def is_one_domain(self, ranks: NDArray[np.int64]) -> bool:
+        """Whether all ``ranks`` share a scale-up fabric."""
+        return len(np.unique(self.domain[ranks])) == 1
+
+    def slowest_port(self, ranks: NDArray[np.int64]) -> float:
+        """What is left to a rank when all of ``ranks`` send over their ports at once, 1 without faults."""
+        users = np.bincount(self.port[ranks], minlength=int(self.port.max()) + 1)[self.port[ranks]]
+        crowd = np.maximum(users / max(self.port_share, 1.0), 1.0)
+        return float((self.port_speed[ranks] / crowd).min())
+
+    def worst_scale_up(self, load: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Largest load of a scale-up port as a sound one would need, ``(..., rank) -> (...)``."""
+        return np.asarray((load / self.scale_up_speed[ranks]).max(-1))
+
+    def worst_nic(self, load: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Largest load of a network port, as of one rank with a sound port of its own, ``(..., rank) -> (...)``."""
+        ports, first, member = np.unique(self.port[ranks], return_index=True, return_inverse=True)
+        if len(ports) < len(ranks):
+            load = load @ (member[:, None] == np.arange(len(ports))).astype(np.float64)
+        speed = self.port_speed[ranks][first]
+        return np.asarray((load / (speed * self.port_share)).max(-1))
 
     @property
     def nic_rate(self) -> float:
         """Reached rate between nodes per rank, oversubscription included. [bytes/s]"""
         return self.nic_bytes_per_s * self.efficiencies.nic_bandwidth_fraction / self.oversubscription_ratio
 
+    @property
+    def link_ratio(self) -> float:
+        """Rate of the scale-up links over that of the links that the curves were measured on."""
+        return self.scale_up_bytes_per_s / self.fits.scale_up_bytes_per_s if self.fits else 1.0
+
+    def extra_latency_s(self, *, between_domains: bool) -> float:
+        """Latency of a hop here over that of the fabric that was measured; may be negative. [s]"""
+        if self.fits is None:
+            return 0.0
+        if between_domains:
+            return self.scale_out_latency_s - self.fits.scale_out_latency_s
+        return self.scale_up_latency_s - self.fits.scale_up_latency_s
+
     def estimate(self, seconds: Seconds, family: str) -> Estimate:
-        """Duration with this tier's evidence."""
+        """Duration with the roofline's evidence."""
         efficiency = self.efficiencies.families[family]
         return Estimate(seconds, family, self.efficiencies.grade, efficiency.sigma)
+
+
+def local_link(node: Node) -> Link | Any:
+    """Link of a device to its peers in the node: without a fabric the host's, of sockets their memory."""
+    return node.scale_up or node.host.pcie or node.host.dram

@@ -19,14 +19,15 @@ from moesim.memory.remedy import Question
 from moesim.memory.remedy import check as check_memory
 from moesim.model import Dtypes, ModelSpec, from_hf
 from moesim.model.ops import Segment
-from moesim.network.fabric import Fabric
+from moesim.network.fabric import Communication, Fabric
+from moesim.network.faults import Faults
 from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
 from moesim.placement import Placement, Solution, placement_methods
 from moesim.placement import Problem as PlacementProblem
 from moesim.placement.store import read_placement
 from moesim.scenario.resolve import Resolved
-from moesim.scenario.schema import PlacementSection, Scenario
+from moesim.scenario.schema import NetworkSection, PlacementSection, Scenario
 from moesim.scenario.traffic import Traffic, load_traffic, sample_tokens
 from moesim.steps.layers import Lane, Stage, StageBuilder
 from moesim.steps.overlap import Overlap, overlap_policies
@@ -41,9 +42,13 @@ class Machine:
     fabric: Fabric
 
 
-def machine_of(cluster: Cluster, num_ranks: int) -> Machine:
+def machine_of(
+    cluster: Cluster, num_ranks: int, network: NetworkSection | None = None, faults: Faults | None = None
+) -> Machine:
     """Costs and link classes of the first ``num_ranks`` devices of a cluster."""
-    return Machine(cost_of(cluster.node.device), Fabric.of(cluster, num_ranks))
+    section = network or NetworkSection()
+    communication = Communication(section.all_reduce, section.exchange, section.deduplicate, section.sms)
+    return Machine(cost_of(cluster.node.device), Fabric.of(cluster, num_ranks, communication, faults))
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,7 @@ def build(resolved: Resolved) -> Built:
         step_tokens = scenario.batch.tokens_per_rank * plan.attention_dp
         traffic = load_traffic(scenario.routing, model, step_tokens, scenario.seed)
         problem, solution = _placed(scenario, traffic, plan)
-    machine = machine_of(scenario.cluster, plan.num_devices)
+    machine = machine_of(scenario.cluster, plan.num_devices, scenario.network, scenario.faults)
     return Built(resolved, model, plan, dtypes, overlap, machine, memory, ledger, traffic, problem, solution)
 
 

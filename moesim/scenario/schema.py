@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moesim.hardware.schema import Cluster
 from moesim.memory.ledger import RESERVED_FRACTION
+from moesim.network.faults import Faults
 
 
 class Strict(BaseModel):
@@ -110,6 +111,14 @@ class NetworkSection(Strict):
         "rank",
         description="what a token is sent once per: chosen expert, destination rank, or node (DeepEP)",
     )
+    exchange: str = Field(
+        "auto",
+        description="registered algorithm of dispatch and combine; auto: the cheapest that was measured",
+    )
+    all_reduce: str = Field(
+        "auto", description="registered algorithm or measured library; auto: the cheapest that was measured"
+    )
+    sms: int = Field(20, ge=1, description="multiprocessors of each device given to exchange kernels")
 
 
 class OverlapSection(Strict):
@@ -157,6 +166,7 @@ class Scenario(Strict):
     routing: RoutingSection | None = Field(None, description="needed for a model with experts")
     batch: BatchSection
     network: NetworkSection = NetworkSection()
+    faults: Faults = Field(Faults(), description="links, ports and devices that are slow or dead")
     overlap: OverlapSection = OverlapSection()
     memory: MemorySection = MemorySection()
     interpreter: Literal["vector", "events"] = "vector"

@@ -72,7 +72,9 @@ def sensitivities(
     found = []
     for knob in knobs_of(built.scenario.cluster):
         cluster = scaled(built.scenario.cluster, knob.path.split("."), knob.factor)
-        seconds = _seconds(built, machine_of(cluster, built.plan.num_devices), lanes, of_latency)
+        scenario = built.scenario
+        machine = machine_of(cluster, built.plan.num_devices, scenario.network, scenario.faults)
+        seconds = _seconds(built, machine, lanes, of_latency)
         found.append((f"cluster.{knob.path}", knob.label, seconds))
     if any(lane.routed is not None for stage in lanes for lane in stage):
         even = [[_balanced(lane) for lane in stage] for stage in lanes]

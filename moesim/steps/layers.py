@@ -33,9 +33,10 @@ from moesim.model.layer_ops import (
 )
 from moesim.model.ops import Op, Segment, Sharding
 from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
-from moesim.network.all_to_all import all_to_all
 from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter
+from moesim.network.exchanges.base import Load, Phase, exchange
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import PortTokens
 from moesim.steps.block import Block, Exchange
 from moesim.steps.routing import RoutedBatch
 
@@ -268,11 +269,22 @@ class _ExpertTimes:
                     "experts", "compute", replace(estimate, seconds=builder.scattered(seconds[at]))
                 )
         if stage.dispatches:
-            ports = routed.ports
-            peers = len(stage.ranks) - 1
             there = model.hidden_size * bytes_per_element(builder.dispatch_dtype)
-            self._dispatch = all_to_all(ports, there, peers, builder.fabric)
-            self._combine = all_to_all(ports.transposed(), builder._token_bytes, peers, builder.fabric)  # noqa: SLF001
+            self._dispatch = self._moved("dispatch", routed.ports, there, lane)
+            self._combine = self._moved("combine", routed.ports.transposed(), builder._token_bytes, lane)  # noqa: SLF001
+
+    def _moved(self, phase: Phase, ports: PortTokens, row_bytes: float, lane: Lane) -> Estimate:
+        builder = self._builder
+        load = Load(
+            phase=phase,
+            ports=ports,
+            row_bytes=row_bytes,
+            ranks=builder.stage.ranks,
+            tokens_per_rank=lane.tokens / builder.stage.tp,
+            num_experts=builder.num_slots,
+            deduplicate=builder.fabric.communication.deduplicate,
+        )
+        return exchange(load, builder.fabric)[1]
 
     def compute(self, row: int) -> Part:
         """Expert block of one MoE layer."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from moesim.evidence import Seconds
+from moesim.network.collectives.base import Group, all_reduces
 
 
 def ring_all_reduce_s(
@@ -58,3 +62,16 @@ def ring_all_gather_s(
     """
     steps = num_ranks - 1
     return steps * latency_s + steps / num_ranks * payload_bytes / bandwidth_bytes_per_s
+
+
+@all_reduces.register("ring")
+@dataclass(frozen=True)
+class RingAllReduce:
+    """Chunks go round a ring twice; least bytes, most steps."""
+
+    is_usual: ClassVar[bool] = True
+
+    def seconds(self, payload_bytes: Seconds, group: Group) -> Seconds:
+        """As :func:`ring_all_reduce_s`."""
+        link = {"bandwidth_bytes_per_s": group.bytes_per_s, "latency_s": group.hop_s}
+        return ring_all_reduce_s(payload_bytes, group.num_ranks, **link)

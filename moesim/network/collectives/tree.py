@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 from moesim.evidence import Seconds
+from moesim.network.collectives.base import Group, all_reduces
 
 
 def tree_all_reduce_s(
@@ -42,3 +45,31 @@ def tree_all_reduce_s(
     if num_ranks == 1:
         return 0.0 * payload_bytes
     return 2 * math.ceil(math.log2(num_ranks)) * latency_s + 2 * payload_bytes / bandwidth_bytes_per_s
+
+
+def tree_broadcast_s(
+    payload_bytes: Seconds, num_ranks: int, *, bandwidth_bytes_per_s: float, latency_s: float = 0.0
+) -> Seconds:
+    r"""Time of a pipelined binary-tree broadcast: half an all-reduce.
+
+    Notes
+    -----
+    .. math:: t = \lceil \log_2 p \rceil \alpha + \frac{n}{\beta}
+
+    Parameters and reference as in :func:`tree_all_reduce_s`.
+    """
+    link = {"bandwidth_bytes_per_s": bandwidth_bytes_per_s, "latency_s": latency_s}
+    return tree_all_reduce_s(payload_bytes, num_ranks, **link) / 2
+
+
+@all_reduces.register("tree")
+@dataclass(frozen=True)
+class TreeAllReduce:
+    """Up and down a double binary tree; fewer steps than a ring."""
+
+    is_usual: ClassVar[bool] = True
+
+    def seconds(self, payload_bytes: Seconds, group: Group) -> Seconds:
+        """As :func:`tree_all_reduce_s`."""
+        link = {"bandwidth_bytes_per_s": group.bytes_per_s, "latency_s": group.hop_s}
+        return tree_all_reduce_s(payload_bytes, group.num_ranks, **link)

@@ -1,0 +1,94 @@
+"""What an all-reduce algorithm sees of its group, and how one is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError
+from moesim.evidence import Estimate, Seconds
+from moesim.network.fabric import AUTO, Fabric
+from moesim.registry import Registry
+
+
+@dataclass(frozen=True)
+class Group:
+    """Members of a collective and the links between them.
+
+    Attributes
+    ----------
+    num_ranks, num_domains : int
+        Members, and scale-up domains that they are in. [-]
+    bytes_per_s, hop_s : float
+        Reached rate of the slowest link class between members, one direction, and one hop. [bytes/s], [s]
+    """
+
+    num_ranks: int
+    num_domains: int
+    bytes_per_s: float
+    hop_s: float
+
+    @classmethod
+    def of(cls, ranks: NDArray[np.int64], fabric: Fabric, family: str) -> Group:
+        """Group of ``ranks``; rates as reached by collectives of ``family``."""
+        rate, hop_s = fabric.link(ranks)
+        reached = rate * fabric.efficiencies.families[family].bandwidth_fraction
+        return cls(len(ranks), len(np.unique(fabric.domain[ranks])), reached, hop_s)
+
+
+class AllReduce(Protocol):
+    """A way to sum a buffer over ranks.
+
+    Attributes
+    ----------
+    is_usual : bool
+        Whether ``auto`` may take it without having measured it.
+    """
+
+    is_usual: ClassVar[bool]
+
+    def seconds(self, payload_bytes: Seconds, group: Group) -> Seconds | None:
+        """Time on the links, ``(...)``, without the fixed start; None where it does not apply. [s]"""
+        ...
+
+
+all_reduces: Registry[AllReduce] = Registry("all_reduce", "moesim.network.collectives")
+
+
+def start_s(num_ranks: int, fabric: Fabric, family: str) -> float:
+    """Fixed cost of a collective of ``family``: launch, and what each peer adds. [s]"""
+    efficiency = fabric.efficiencies.families[family]
+    return efficiency.base_s + efficiency.per_peer_s * (num_ranks - 1) if num_ranks > 1 else 0.0
+
+
+def formula(name: str, payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> Estimate | None:
+    """All-reduce by the registered algorithm ``name``; None where it does not apply."""
+    group = Group.of(ranks, fabric, "all_reduce")
+    seconds = all_reduces.build(name, field="network.all_reduce").seconds(payload_bytes, group)
+    if seconds is None:
+        return None
+    return fabric.estimate(start_s(len(ranks), fabric, "all_reduce") + seconds, "all_reduce")
+
+
+def usual_formulas(payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> dict[str, Estimate]:
+    """Estimates of all algorithms that are in common use and apply."""
+    offers = {}
+    for name, kind in all_reduces.items():
+        found = formula(name, payload_bytes, ranks, fabric) if kind.is_usual else None
+        if found is not None:
+            offers[name] = found
+    return offers
+
+
+def unknown(name: str, ranks: NDArray[np.int64], fabric: Fabric) -> InputError:
+    """Error of a name that is neither an algorithm for these ranks nor a measured library."""
+    libraries = (
+        [f.library for f in fabric.fits.collectives if f.collective == "all_reduce"] if fabric.fits else []
+    )
+    known = ", ".join([AUTO, *all_reduces.names(), *libraries])
+    domains = len(np.unique(fabric.domain[ranks]))
+    accepted = f"for {len(ranks)} ranks in {domains} scale-up domains one that applies of {known}"
+    return InputError.at("network.all_reduce", name, accepted)

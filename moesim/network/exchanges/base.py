@@ -1,0 +1,179 @@
+"""What an exchange moves, what an exchange algorithm answers, and how one is chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.evidence import GRADES, Estimate, Grade
+from moesim.network.curves import BEYOND_SIGMA_RATIO
+from moesim.network.fabric import AUTO, Fabric
+from moesim.network.fit_file import ExchangeFit
+from moesim.network.forms import FORMS, Moved
+from moesim.network.traffic import Deduplication, PortTokens
+from moesim.registry import Registry
+
+Phase = Literal["dispatch", "combine"]
+FAMILY = "all_to_all"
+SEEN_SLACK = 2.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """One phase of an exchange among a group of ranks.
+
+    Attributes
+    ----------
+    phase : str
+        ``dispatch`` or ``combine``.
+    ports : PortTokens, each ``(..., rank)``
+        Tokens through each port.
+    row_bytes : float
+        Payload of a token. [bytes]
+    ranks : ndarray of int, ``(rank,)``
+        Global numbers of the group.
+    tokens_per_rank : float
+        Tokens that a rank holds. [tokens]
+    num_experts : int
+        Expert slots of the layer. [-]
+    deduplicate : str
+        What ``ports`` count once.
+    """
+
+    phase: Phase
+    ports: PortTokens
+    row_bytes: float
+    ranks: NDArray[np.int64]
+    tokens_per_rank: float
+    num_experts: int
+    deduplicate: Deduplication
+
+    @property
+    def num_ranks(self) -> int:
+        """Members of the group."""
+        return len(self.ranks)
+
+    def num_domains(self, fabric: Fabric) -> int:
+        """Scale-up domains of the group."""
+        return len(np.unique(fabric.domain[self.ranks]))
+
+    def scale_up_bytes(self, fabric: Fabric) -> NDArray[np.float64]:
+        """Through the busiest scale-up port, ``(...)``; a slow one counts for more. [bytes]"""
+        loads = np.maximum(self.ports.scale_up_out, self.ports.scale_up_in)
+        return fabric.worst_scale_up(loads, self.ranks) * self.row_bytes
+
+    def nic_bytes(self, fabric: Fabric) -> NDArray[np.float64]:
+        """Through the busiest NIC direction, ``(...)``; a slow or crowded one counts for more. [bytes]"""
+        out, into = (
+            fabric.worst_nic(load, self.ranks) for load in (self.ports.scale_out_out, self.ports.scale_out_in)
+        )
+        return np.maximum(out, into) * self.row_bytes * fabric.oversubscription_ratio
+
+
+class Exchange(Protocol):
+    """A way to move tokens to their experts and back; its fields are its parameters.
+
+    Attributes
+    ----------
+    is_usual : bool
+        Whether ``auto`` may take it without having measured it.
+    """
+
+    is_usual: ClassVar[bool]
+
+    def price(self, load: Load, fabric: Fabric) -> Estimate | None:
+        """Time until every rank has everything, ``(...)``; None where the algorithm does not apply."""
+        ...
+
+
+exchanges: Registry[Exchange] = Registry("exchange", "moesim.network.exchanges")
+
+
+def exchange(load: Load, fabric: Fabric) -> tuple[str, Estimate]:
+    """Name and time of the algorithm that the fabric's communication names.
+
+    ``auto``: of the algorithms that apply, those with the strongest evidence; of these the cheapest by the
+    sum over all given loads. An algorithm is only compared on measured ground or if it is a usual one.
+
+    Raises
+    ------
+    InputError
+        Unknown name, or one that does not apply to this group and de-duplication.
+    """
+    name = fabric.communication.exchange
+    if name != AUTO:
+        found = exchanges.build(name, field="network.exchange").price(load, fabric)
+        if found is None:
+            raise does_not_apply(name, load, fabric)
+        return name, found
+    offers: dict[str, Estimate] = {}
+    for other, kind in exchanges.items():
+        priced = kind().price(load, fabric)
+        if priced is not None and (kind.is_usual or GRADES.index(priced.grade) < GRADES.index("roofline")):
+            offers[other] = priced
+    return cheapest(offers)
+
+
+def cheapest(offers: dict[str, Estimate]) -> tuple[str, Estimate]:
+    """Strongest evidence first, then the least time in sum; ties go to the first name."""
+    best = min(
+        sorted(offers),
+        key=lambda name: (GRADES.index(offers[name].grade), float(np.sum(offers[name].seconds))),
+    )
+    return best, offers[best]
+
+
+def does_not_apply(name: str, load: Load, fabric: Fabric) -> Exception:
+    """Error of an algorithm that cannot move this load."""
+    from moesim.errors import InputError  # noqa: PLC0415
+
+    domains = load.num_domains(fabric)
+    accepted = (
+        f"an algorithm for {load.num_ranks} ranks in {domains} scale-up domain{'s' if domains > 1 else ''} "
+        f"with network.deduplicate {load.deduplicate}, or auto"
+    )
+    return InputError.at("network.exchange", name, accepted)
+
+
+def fitted(kernel: str, load: Load, fabric: Fabric) -> Estimate | None:
+    """Estimate of a fitted kernel; None where the fabric has no fit of it."""
+    domains = load.num_domains(fabric)
+    between = "domains" if domains > 1 else "ranks"
+    fit = fabric.fits.exchange(kernel, load.phase, between) if fabric.fits else None
+    if fit is None:
+        return None
+    moved = Moved(
+        tokens=load.tokens_per_rank,
+        row_bytes=load.row_bytes,
+        scale_up_bytes=load.scale_up_bytes(fabric),
+        nic_bytes=load.nic_bytes(fabric),
+        num_ranks=load.num_ranks,
+        num_domains=domains,
+        num_experts=load.num_experts,
+        sms=fabric.communication.sms,
+        scale_up_bytes_per_s=fabric.scale_up_bytes_per_s,
+        nic_bytes_per_s=fabric.nic_bytes_per_s,
+    )
+    seconds = FORMS[fit.form].seconds(moved, fit.parameters) + _notify_s(fit, load.num_ranks)
+    seconds = seconds + fabric.extra_latency_s(between_domains=domains > 1)
+    grade: Grade = fabric.fits.grade if fabric.fits else "roofline"
+    return Estimate(np.asarray(seconds), FAMILY, grade, _sigma(fit, moved))
+
+
+def _notify_s(fit: ExchangeFit, num_ranks: int) -> float:
+    """Time of the kernel that announces counts, of the nearest measured number of ranks."""
+    if not fit.notify_s:
+        return 0.0
+    return fit.notify_s[min(fit.notify_s, key=lambda known: abs(int(known) - num_ranks))]
+
+
+def _sigma(fit: ExchangeFit, moved: Moved) -> float:
+    """Sigma of the fit, wider beyond what was measured."""
+    for name, (least, most) in fit.seen.items():
+        value = float(getattr(moved, name))
+        if most > 0 and not least / SEEN_SLACK <= value <= most * SEEN_SLACK:
+            return fit.sigma * BEYOND_SIGMA_RATIO
+    return fit.sigma

@@ -1,0 +1,127 @@
+"""Curves of collectives: a non-decreasing log-log line for each number of ranks, datatypes apart by a factor.
+
+Errors are counted on sizes held out: a third of the inner sizes of every (ranks, datatype) curve at a
+time, the ends always fitted, for a collective is not extrapolated. Once with the other datatype's row of
+that size in the fit (NCCL moves bytes, so the rows are near), once without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.network.fit.monotone import fit_monotone, ramp_basis
+from moesim.network.fit.tables import Table
+from moesim.network.fit_file import CollectiveFit, Errors, RankCurve
+
+Floats = NDArray[np.float64]
+
+KNOTS_PER_DECADE = 2.0
+FOLDS = 3
+BAND_FRACTION, BAND_Z = 0.8, 1.2815515655446004
+"""Share of rows inside the band, and half its width in sigmas."""
+
+LEAST_SIGMA = 0.02
+LEAST_ROWS = 8
+
+
+class _Points:
+    """Rows of one collective at one number of ranks, all datatypes."""
+
+    def __init__(self, tables: Sequence[Table], ranks: float) -> None:
+        self.dtypes = [table.dtype for table in tables]
+        rows = [table.columns["num_ranks"] == ranks for table in tables]
+        sizes = [t.columns["payload_bytes"][own] for t, own in zip(tables, rows, strict=True)]
+        self.payload = np.concatenate(sizes)
+        self.y = np.log(np.concatenate([t.seconds[own] for t, own in zip(tables, rows, strict=True)]))
+        self.x = np.log(self.payload)
+        self.group = np.repeat(np.arange(len(tables)), [len(s) for s in sizes])
+        self.offsets = (self.group[:, None] == np.arange(1, len(tables))).astype(np.float64)
+        decades = (self.x.max() - self.x.min()) / np.log(10)
+        count = max(int(np.ceil(decades * KNOTS_PER_DECADE)) + 1, 2)
+        self.knots = np.linspace(self.x.min(), self.x.max(), count)
+        # position of each row's size among all sizes: what the folds are cut by
+        _, self.place = np.unique(self.payload, return_inverse=True)
+
+    def fit(self, own: NDArray[np.bool_]) -> tuple[Floats, Floats]:
+        return fit_monotone(self.x[own], self.y[own], self.knots, self.offsets[own])
+
+    def predicted(self, fitted: tuple[Floats, Floats], own: NDArray[np.bool_]) -> Floats:
+        values, shifts = fitted
+        steps = ramp_basis(self.x[own], self.knots) @ np.diff(values)
+        return np.asarray(values[0] + steps + self.offsets[own] @ shifts)
+
+    def left_out(self, *, by_size: bool) -> tuple[NDArray[np.bool_], Floats]:
+        """Inner rows and ln(predicted / measured) of each from a fit that did not see it."""
+        inner = (self.x > self.knots[0]) & (self.x < self.knots[-1])
+        phase = self.place if by_size else self.place + self.group
+        error = np.zeros(len(self.x))
+        for fold in range(FOLDS):
+            test = inner & (phase % FOLDS == fold)
+            if test.any():
+                error[test] = self.predicted(self.fit(~test), test) - self.y[test]
+        return inner, error[inner]
+
+
+def fit_collectives(tables: Iterable[Table]) -> list[CollectiveFit]:
+    """One fit for each collective of each library."""
+    groups: dict[tuple[str, str], list[Table]] = {}
+    for table in tables:
+        groups.setdefault((table.family, table.source), []).append(table)
+    return [
+        fit for (family, source), group in groups.items() if (fit := _fit(family, source, group)) is not None
+    ]
+
+
+def _fit(collective: str, library: str, tables: list[Table]) -> CollectiveFit | None:
+    curves, size, errors, widths, strict = [], [], [], [], []
+    for ranks in np.unique(np.concatenate([t.columns["num_ranks"] for t in tables])):
+        points = _Points(tables, float(ranks))
+        if len(points.x) < LEAST_ROWS:
+            continue
+        values, shifts = points.fit(np.ones(len(points.x), dtype=bool))
+        inner, error = points.left_out(by_size=False)
+        _, left_out = points.left_out(by_size=True)
+        sigma = covering_sigma(np.abs(left_out))
+        curves.append(
+            RankCurve(
+                num_ranks=int(ranks),
+                payload_bytes=tuple(np.exp(points.knots)),
+                seconds=tuple(np.exp(values)),
+                dtype_factors=dict(zip(points.dtypes, [1.0, *np.exp(shifts)], strict=True)),
+                sigma=sigma,
+            )
+        )
+        size.append(points.payload[inner])
+        errors.append(error)
+        strict.append(left_out)
+        widths.append(np.full(len(error), BAND_Z * sigma))
+    if not curves:
+        return None
+    sizes, error, width, out = (np.concatenate(parts) for parts in (size, errors, widths, strict))
+    return CollectiveFit(
+        collective=collective,
+        library=library,
+        curves=tuple(curves),
+        num_rows=sum(table.num_rows for table in tables),
+        held_out=Errors.of(error, width),
+        sizes_left_out=Errors.of(out, width),
+        decades=_by_decade(sizes, error, width),
+        decades_left_out=_by_decade(sizes, out, width),
+        evidence="fitted: " + tables[0].evidence,
+    )
+
+
+def _by_decade(sizes: Floats, error: Floats, width: Floats) -> dict[str, Errors]:
+    decade = np.floor(np.log10(sizes)).astype(int)
+    return {
+        f"1e{power}": Errors.of(error[decade == power], width[decade == power]) for power in np.unique(decade)
+    }
+
+
+def covering_sigma(absolute_error: Floats) -> float:
+    """Sigma whose 80 % band holds 80 % of the errors, a little more where they are few."""
+    share = min(BAND_FRACTION * (1 + 1 / max(len(absolute_error), 1)), 1.0)
+    return max(float(np.quantile(absolute_error, share)) / BAND_Z, LEAST_SIGMA)
