@@ -179,7 +179,7 @@ class Fabric:
         return np.asarray((load / self.scale_up_speed[ranks]).max(-1))
 
     def worst_nic(self, load: NDArray[np.float64], ranks: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Largest load of a network port, as of one rank with a sound port of its own, ``(..., rank) -> (...)``."""
+        """Largest load of a port, as of one rank with a sound port of its own, ``(..., rank) -> (...)``."""
         ports, first, member = np.unique(self.port[ranks], return_index=True, return_inverse=True)
         if len(ports) < len(ranks):
             load = load @ (member[:, None] == np.arange(len(ports))).astype(np.float64)

@@ -24,7 +24,7 @@ class Faults(BaseModel):
 
     nic_speed: dict[int, SpeedOrDead] = Field(
         default_factory=dict,
-        description="factor of a network port, counted node by node; 0: dead, its ranks use the next live one",
+        description="factor of a network port, counted node by node; 0: dead, the next live one serves",
     )
     scale_up_speed: dict[int, Speed] = Field(
         default_factory=dict, description="factor of a rank's link to its scale-up fabric"

@@ -1,1 +1,1 @@
-"""From measured times of collectives and exchanges to the parameters of their curves and forms; numpy only."""
+"""From measured times of collectives and exchanges to parameters of curves and forms; numpy only."""

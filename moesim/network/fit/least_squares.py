@@ -27,7 +27,7 @@ WIDEST = 2.0
 
 
 def fit_positive(residual: Callable[[Floats], Floats], start: Floats, low: Floats, high: Floats) -> Floats:
-    """Positive parameters that make residuals small.
+    r"""Positive parameters that make residuals small.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def fit_positive(residual: Callable[[Floats], Floats], start: Floats, low: Float
 
     Notes
     -----
-    Levenberg-Marquardt in the logarithms, with the loss :math:`2(\\sqrt{1 + (r/0.1)^2} - 1)`.
+    Levenberg-Marquardt in the logarithms, with the loss :math:`2(\sqrt{1 + (r/0.1)^2} - 1)`.
     """
     place, bounds = np.log(start), (np.log(low), np.log(high))
     damping = 1e-2
