@@ -40,11 +40,13 @@ class CopyTable:
         num_experts: int,
         split: NDArray[np.float64] | None = None,
     ) -> CopyTable:
-        """Table of ``physical_to_logical[layer, slot]``; ``split[layer, slot]`` defaults to even shares."""
-        num_layers, num_slots = physical_to_logical.shape
-        layer = np.repeat(np.arange(num_layers), num_slots)
-        expert = physical_to_logical.ravel()
-        slot = np.tile(np.arange(num_slots), num_layers)
+        """Table of ``physical_to_logical[layer, slot]``, negative where a slot is empty.
+
+        ``split[layer, slot]`` defaults to even shares.
+        """
+        num_layers = len(physical_to_logical)
+        layer, slot = np.nonzero(physical_to_logical >= 0)
+        expert = physical_to_logical[layer, slot]
         order = np.lexsort((slot, expert, layer))
         key = layer[order] * num_experts + expert[order]
         first = np.searchsorted(key, key)
@@ -54,7 +56,7 @@ class CopyTable:
         slots = np.full(shape, -1, dtype=np.int64)
         slots[layer[order], expert[order], copy] = slot[order]
         shares = np.zeros(shape)
-        share = 1 / copies[key] if split is None else split.ravel()[order]
+        share = 1 / copies[key] if split is None else split[layer, slot][order]
         shares[layer[order], expert[order], copy] = share
         upto = np.cumsum(shares, axis=-1)
         last = np.arange(shape[2]) >= copies.reshape(num_layers, num_experts, 1) - 1
