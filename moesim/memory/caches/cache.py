@@ -55,14 +55,24 @@ class ExpertCache:
         self, rows: Rows, ids: Ids, at: int, weights: NDArray[np.float32] | None = None
     ) -> NDArray[np.bool_]:
         """Hits of ``ids`` ``(rows, places)``; afterwards the missing ones have been loaded."""
+        present = self.look_up(rows, ids, at, weights)
+        self.load(rows, ids, ~present & (ids < self.empty))
+        return present
+
+    def look_up(
+        self, rows: Rows, ids: Ids, at: int, weights: NDArray[np.float32] | None = None
+    ) -> NDArray[np.bool_]:
+        """Hits of ``ids`` ``(rows, places)``, which pass ``at`` uses; nothing is loaded."""
         present: NDArray[np.bool_] = self.slot_of[rows, ids] >= 0
         self.ranking.touch(rows, ids, at, weights)
-        missing = ~present & (ids < self.empty)
+        return present
+
+    def load(self, rows: Rows, ids: Ids, missing: NDArray[np.bool_]) -> None:
+        """Load those of ``ids`` that are ``missing``, sparing the others; all ``(rows, places)``."""
         lines = np.flatnonzero(missing.any(axis=1))
         if lines.size:
             kept = None if self.bypasses else ids[lines]
             self._load(rows[lines], ids[lines], missing[lines], kept)
-        return present
 
     def insert(self, row: int, expert: int, keep: Ids) -> bool:
         """Load one expert ahead of its use, sparing ``keep`` ``(experts,)``; False if no slot could go."""
