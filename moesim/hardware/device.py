@@ -150,11 +150,16 @@ class Device(Sourced):
         Rental price. [USD/h]
     area_mm2 : float, optional
         Silicon area. [mm2]
+    vendor, architecture : str, optional
+        Maker, and its name of the generation of designs (``hopper``): what runs the same kernels. Fits are
+        moved within a generation first, never to another maker's device.
     host_memory_of : str, optional
         Kind ``pim`` only: name of the device whose memory it works in.
     """
 
     kind: DeviceKind
+    vendor: str | None = None
+    architecture: str | None = None
     peak_flops_per_s: dict[str, Positive] = Field(min_length=1)
     memory: dict[str, MemoryTier] = Field(min_length=1)
     num_units: Count

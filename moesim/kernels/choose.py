@@ -23,7 +23,7 @@ SAME_ARCHITECTURE = 0.15
 """Two devices whose arithmetic differs by less than this (ln) run the same kernels alike."""
 
 NEAR = 1.5
-"""Farther than this (ln of the datasheet figures) nothing is transferred."""
+"""Farther than this (ln of the datasheet figures) nothing is transferred from another generation."""
 
 
 class Transfer(BaseModel):
@@ -86,22 +86,29 @@ def nearest_fitted(device: Device) -> str | None:
 
 
 def nearest_of(device: Device, names: Iterable[str]) -> str | None:
-    """Device of the same kind, among ``names``, whose datasheet is nearest; None where none is near."""
+    """Device among ``names`` whose datasheet is nearest; None where none is near.
+
+    Of the same kind and maker; of the same generation of designs where there is one.
+    """
     known: dict[str, Device] = {}
     for name in names:
         try:
             known[name] = load_device(name)
         except InputError:
             continue  # fits of a device that is described elsewhere
-    distances = {n: _distance(device, d) for n, d in known.items() if d.kind == device.kind}
+    akin = {n: d for n, d in known.items() if d.kind == device.kind and d.vendor == device.vendor}
+    siblings = {n: d for n, d in akin.items() if d.architecture == device.architecture}
+    distances = {n: _distance(device, d) for n, d in (siblings or akin).items()}
     near = min(distances, key=lambda n: (distances[n], n), default=None)
-    return near if near is not None and distances[near] < NEAR else None
+    return near if near is not None and (siblings or distances[near] < NEAR) else None
 
 
 def is_same_architecture(left: Device, right: Device) -> bool:
-    """Whether a unit of both does the same arithmetic in the same time, in the same formats."""
+    """Whether a unit of both, of one generation, does the same arithmetic in the same time and formats."""
     formats = set(left.peak_flops_per_s) ^ set(right.peak_flops_per_s)
-    return not formats and _arithmetic(left, right) < SAME_ARCHITECTURE
+    if formats or left.architecture != right.architecture:
+        return False
+    return _arithmetic(left, right) < SAME_ARCHITECTURE
 
 
 def transfer_sigma(target: Device, source: Device) -> dict[str, float]:

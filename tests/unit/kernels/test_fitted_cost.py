@@ -141,6 +141,8 @@ def test_choice_of_the_cost_model():
     assert isinstance(cost_of(laptop), RooflineCost)
     assert nearest_of(load_device("h800_sxm"), ["h100_sxm", "l40s", "b200_sxm"]) == "h100_sxm"
     assert nearest_of(load_device("l4"), ["h100_sxm", "l40s"]) == "l40s"
+    assert nearest_of(load_device("h20"), ["a100_sxm_80", "h200_sxm"]) == "h200_sxm"
+    assert nearest_of(load_device("mi300x"), ["h200_sxm", "b200_sxm"]) is None
     assert nearest_of(laptop, ["h100_sxm"]) is None
 
 
