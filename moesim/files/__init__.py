@@ -6,7 +6,7 @@ Nothing read here can execute code, and nothing is left half-written.
 from moesim.files.check import problems_of, validated
 from moesim.files.find import data_folders, find, listed
 from moesim.files.tree import Tree, read_tree, set_value
-from moesim.files.write import to_json, write_bytes, write_gzip, write_json, write_text
+from moesim.files.write import to_json, write_bytes, write_chunks, write_gzip, write_json, write_text
 
 __all__ = [
     "Tree",
@@ -19,6 +19,7 @@ __all__ = [
     "to_json",
     "validated",
     "write_bytes",
+    "write_chunks",
     "write_gzip",
     "write_json",
     "write_text",

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ def to_json(document: Any) -> str:
 
 def write_bytes(path: Path, content: bytes) -> Path:
     """Write through a temporary file in the same folder, so that an interrupted run leaves the old file."""
+    return write_chunks(path, (content,))
+
+
+def write_chunks(path: Path, chunks: Iterable[bytes]) -> Path:
+    """:func:`write_bytes` of content that is never held in memory whole."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -27,7 +33,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
         raise InputError([Problem("", f"cannot write: {error}", str(path))]) from None
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            for chunk in chunks:
+                file.write(chunk)
         umask = os.umask(0)
         os.umask(umask)
         Path(temporary).chmod(0o666 & ~umask)

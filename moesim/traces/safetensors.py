@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError, Problem
-from moesim.files import write_bytes
+from moesim.files import write_chunks
 from moesim.units import MIB
 
 MAX_HEADER_BYTES = 16 * MIB
@@ -78,27 +79,59 @@ def read_tensors(
     return tensors, text
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """A tensor that arrives in pieces along its first dimension.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        Type of the values.
+    shape : tuple of int
+        Shape of the whole.
+    pieces : callable
+        Gives the pieces in order; their rows sum to ``shape[0]``.
+    """
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[NDArray[Any]]]
+
+
+def whole(array: NDArray[Any]) -> Streamed:
+    """A tensor that arrives in one piece."""
+    return Streamed(array.dtype, array.shape, lambda: (array,))
+
+
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], text: Mapping[str, str]) -> Path:
-    """Write tensors atomically; the bytes depend on the content only.
+    """Write tensors atomically; the bytes depend on the content only."""
+    return write_streamed(path, {name: whole(array) for name, array in tensors.items()}, text)
+
+
+def write_streamed(path: Path, tensors: Mapping[str, Streamed], text: Mapping[str, str]) -> Path:
+    """Write tensors that need not fit in memory, atomically; the bytes depend on the content only.
 
     Wide types come first, so that every tensor starts at a multiple of its item size.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(text.items()))}
-    parts, at = [], 0
+    at = 0
     for name in order:
-        array = np.ascontiguousarray(tensors[name])
-        array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        header[name] = {
-            "dtype": _NAMES[array.dtype],
-            "shape": list(array.shape),
-            "data_offsets": [at, at + array.nbytes],
-        }
-        at += array.nbytes
-        parts.append(array.tobytes())
+        tensor = tensors[name]
+        end = at + math.prod(tensor.shape) * tensor.dtype.itemsize
+        kind = _NAMES[tensor.dtype.newbyteorder("<")]
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
     encoded = json.dumps(header, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     encoded += b" " * (-len(encoded) % _LENGTH_BYTES)
-    return write_bytes(path, b"".join([len(encoded).to_bytes(_LENGTH_BYTES, "little"), encoded, *parts]))
+
+    def content() -> Iterator[bytes]:
+        yield len(encoded).to_bytes(_LENGTH_BYTES, "little") + encoded
+        for name in order:
+            for piece in tensors[name].pieces():
+                yield np.ascontiguousarray(piece, tensors[name].dtype.newbyteorder("<")).tobytes()
+
+    return write_chunks(path, content())
 
 
 def _header(first: bytes, size_bytes: int, path: Path) -> int:

@@ -18,7 +18,7 @@ from moesim.errors import InputError, Problem
 from moesim.evidence import GRADES
 from moesim.traces.description import PHASES, TraceInfo, info_problems
 from moesim.traces.routing import CHUNK_TOKENS, ExpertCounts, RoutingTrace
-from moesim.traces.safetensors import read_tensors, write_tensors
+from moesim.traces.safetensors import Streamed, read_tensors, write_streamed, write_tensors
 
 SCHEMA_VERSION = 1
 METADATA_KEY = "moesim_trace"
@@ -52,6 +52,11 @@ def write_trace(path: Path, trace: RoutingTrace) -> Path:
     if trace.gate_weights is not None:
         tensors["gate_weights"] = trace.gate_weights
     return write_tensors(path, tensors, {METADATA_KEY: _document(trace.info, _ROUTING)})
+
+
+def write_trace_streamed(path: Path, info: TraceInfo, tensors: Mapping[str, Streamed]) -> Path:
+    """:func:`write_trace` of tensors that arrive in pieces, by the names of the trace's arrays."""
+    return write_streamed(path, tensors, {METADATA_KEY: _document(info, _ROUTING)})
 
 
 def read_trace(path: Path, *, verify: bool = True) -> RoutingTrace:

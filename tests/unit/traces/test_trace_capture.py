@@ -1,5 +1,6 @@
 """Capture from a real model; needs the capture extra, except for the message when it is absent."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -43,19 +44,20 @@ def test_settings_out_of_range(wrong, word):
 
 @pytest.fixture(scope="module")
 def loaded():
-    pytest.importorskip("torch")
+    pytest.importorskip("torch").set_num_threads(1)
     pytest.importorskip("transformers")
-    return load_model(CHECKPOINT, dtype="float32")
+    return load_model(CHECKPOINT, dtype="float32", name="tiny")
 
 
 @pytest.fixture(scope="module")
-def captured(loaded):
+def captured(loaded, tmp_path_factory):
     settings = CaptureSettings(
         sequence_tokens=48, max_tokens=160, generate_tokens=5, generate_requests=2, batch_requests=2
     )
     texts = [Text("prose", PROSE), Text("python", CODE)]
     told = []
-    trace = capture(*loaded, texts, settings, name="tiny", date="today", progress=lambda *p: told.append(p))
+    out = tmp_path_factory.mktemp("capture") / "t.safetensors"
+    trace = capture(loaded, texts, settings, out, date="today", progress=lambda *p: told.append(p))
     return trace, told
 
 
@@ -90,7 +92,7 @@ def test_shape_phases_and_order(captured):
 
 
 def test_routing_equals_what_the_routers_returned(loaded, captured):
-    model, tokenizer = loaded
+    model, tokenizer = loaded.model, loaded.tokenizer
     trace = captured[0]
     for text, request in ((PROSE, 2), (CODE, 5)):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"][96:144]
@@ -101,7 +103,7 @@ def test_routing_equals_what_the_routers_returned(loaded, captured):
 
 
 def test_decoding_with_a_cache_equals_one_full_pass(loaded, captured):
-    model, tokenizer = loaded
+    model, tokenizer = loaded.model, loaded.tokenizer
     ids = tokenizer(PROSE, add_special_tokens=False)["input_ids"][:48]
     for _ in range(5):
         ids.append(int(routed_by_gate(model, ids)[2][-1].argmax()))
@@ -112,12 +114,12 @@ def test_decoding_with_a_cache_equals_one_full_pass(loaded, captured):
     assert np.allclose(np.sort(rows.gate_weights), np.sort(weights), atol=0.02)
 
 
-def test_same_seed_same_trace_and_sampling_differs(loaded):
+def test_same_seed_same_trace_and_sampling_differs(loaded, tmp_path):
     def made(**changes):
         settings = CaptureSettings(
             **({"sequence_tokens": 32, "max_tokens": 32, "generate_tokens": 8} | changes)
         )
-        return capture(*loaded, [Text("prose", PROSE)], settings).expert_ids
+        return capture(loaded, [Text("prose", PROSE)], settings, tmp_path / "t.safetensors").expert_ids
 
     assert np.array_equal(made(temperature=1.0, seed=1), made(temperature=1.0, seed=1))
     assert not np.array_equal(made(temperature=1.0, seed=1), made(temperature=1.0, seed=2))
@@ -129,28 +131,20 @@ def test_capture_survives_the_file(captured, tmp_path):
 
 
 def test_hooks_are_removed(loaded, captured):  # noqa: ARG001
-    assert not any(module._forward_pre_hooks for module in loaded[0].modules())
+    assert not any(module._forward_pre_hooks for module in loaded.model.modules())
 
 
-def test_short_text_is_refused(loaded):
+def test_short_text_is_refused(loaded, tmp_path):
     with pytest.raises(InputError, match="at least sequence_tokens=256"):
-        capture(*loaded, [Text("prose", "short")], CaptureSettings())
+        capture(loaded, [Text("prose", "short")], CaptureSettings(), tmp_path / "t.safetensors")
 
 
-def test_dense_model_is_refused(loaded):
-    import torch
-
-    model = torch.nn.Module()
-    model.layers = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
-    with pytest.raises(InputError, match="mixture-of-experts"):
-        capture(model, loaded[1], [Text("prose", PROSE)], CaptureSettings())
-
-
-def test_own_type_of_the_weights_routes_almost_alike(loaded):
+def test_own_type_of_the_weights_routes_almost_alike(loaded, tmp_path):
     own = load_model(CHECKPOINT)
     settings = CaptureSettings(sequence_tokens=128, max_tokens=128)
-    ids = [np.sort(capture(*m, [Text("prose", PROSE)], settings).expert_ids) for m in (loaded, own)]
-    assert own[0].dtype != loaded[0].dtype
+    text, out = [Text("prose", PROSE)], tmp_path / "t.safetensors"
+    ids = [np.sort(capture(m, text, settings, out).expert_ids) for m in (loaded, own)]
+    assert own.model.dtype != loaded.model.dtype
     assert (ids[0] == ids[1]).mean() > 0.9
     with pytest.raises(InputError, match="accepted: auto, float32"):
         load_model(CHECKPOINT, dtype="int4")
@@ -171,49 +165,54 @@ def test_folder_without_model_is_refused(tmp_path):
         load_model(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("family", "config_class", "extra"),
-    [
-        (
-            "deepseek_v3",
-            "DeepseekV3Config",
-            {"n_routed_experts": 8, "n_group": 4, "topk_group": 2, "first_k_dense_replace": 1},
-        ),
-        ("mixtral", "MixtralConfig", {"num_local_experts": 8}),
-        ("gpt_oss", "GptOssConfig", {"num_local_experts": 8, "head_dim": 8}),
-        ("qwen3_moe", "Qwen3MoeConfig", {"num_experts": 8}),
-    ],
-)
-def test_other_families_have_the_same_capture_point(loaded, family, config_class, extra):
-    import torch
-    import transformers
+class Stopped(Exception):
+    pass
 
-    sizes = {
-        "vocab_size": 2048,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "moe_intermediate_size": 16,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "num_experts_per_tok": 2,
-    }
-    if family == "deepseek_v3":
-        sizes |= {
-            "q_lora_rank": 8,
-            "kv_lora_rank": 8,
-            "qk_rope_head_dim": 8,
-            "v_head_dim": 8,
-            "qk_nope_head_dim": 8,
-        }
-        sizes["num_key_value_heads"] = 4
-    torch.manual_seed(0)
-    config = getattr(transformers, config_class)(**sizes, **extra)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    settings = CaptureSettings(sequence_tokens=16, max_tokens=32, generate_tokens=3, generate_requests=1)
-    trace = capture(model, loaded[1], [Text("prose", PROSE)], settings)
-    verify_trace(trace)
-    assert trace.info.layer_indices == ((1, 2) if family == "deepseek_v3" else (0, 1, 2))
-    assert trace.num_experts == 8
-    assert trace.top_k == 2
-    assert trace.info.model == family
+
+def test_interrupted_capture_goes_on_to_the_same_bytes(loaded, tmp_path):
+    settings = CaptureSettings(
+        sequence_tokens=32,
+        max_tokens=160,
+        generate_tokens=3,
+        generate_requests=2,
+        batch_requests=2,
+        temperature=1.0,
+    )
+    texts = [Text("prose", PROSE), Text("python", CODE)]
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "t.safetensors"
+    capture(loaded, texts, settings, whole)
+    out.write_bytes(b"old result")
+    calls = []
+
+    def stop_after_three(*told):
+        calls.append(told)
+        if len(calls) == 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        capture(loaded, texts, settings, out, progress=stop_after_three)
+    assert out.read_bytes() == b"old result"
+    kept = sorted(p.name for p in (tmp_path / "t.safetensors.partial").iterdir())
+    assert kept == ["000000.safetensors", "000001.safetensors", "000002.safetensors", "manifest.json"]
+    with pytest.raises(InputError, match=r"another capture \(texts, requests differ\)"):
+        capture(loaded, texts[:1], settings, out)
+    capture(loaded, texts, settings, out)
+    assert out.read_bytes() == whole.read_bytes()
+    assert not (tmp_path / "t.safetensors.partial").exists()
+    manifest = json.loads((tmp_path / "t.manifest.json").read_text())
+    assert manifest["tokens"] == read_trace(out).num_tokens
+    assert manifest["settings"]["seed"] == 0
+    assert set(manifest["blocks"].values()) == {"experts_call"}
+
+
+def test_restart_discards_what_was_begun(loaded, tmp_path):
+    out = tmp_path / "t.safetensors"
+    begun = tmp_path / "t.safetensors.partial"
+    begun.mkdir()
+    (begun / "manifest.json").write_text("[1]")
+    settings = CaptureSettings(sequence_tokens=32, max_tokens=32, weights=False)
+    with pytest.raises(InputError, match="--restart"):
+        capture(loaded, [Text("prose", PROSE)], settings, out)
+    trace = capture(loaded, [Text("prose", PROSE)], settings, out, restart=True)
+    assert trace.gate_weights is None
+    assert trace.num_tokens == 32

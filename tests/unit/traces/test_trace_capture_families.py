@@ -1,128 +1,76 @@
-"""Capture from tiny random models of every family, against what their routers return themselves.
+"""Capture from tiny random models of every family, against what their routers return or compute.
 
 The recorder sees the arguments of the experts; the reference is a hook on the outputs of the routers,
-a different place in the model. Needs the capture extra.
+a different place in the model. Where a router does not return its choice, the reference computes it
+here from the router's logits. Needs the capture extra.
 """
 
-import inspect
+import re
 
 import numpy as np
 import pytest
 
 from moesim.errors import InputError
-from moesim.traces.recorder import Recorder
+from moesim.traces.capture import CaptureSettings, Text, capture, random_model
+from moesim.traces.capture.passes import passes_of
+from moesim.traces.capture.recorder import Recorder
+from moesim.traces.store import verify_trace
 
-TINY = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 64,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "num_hidden_layers": 3,
-    "num_experts": 8,
-    "num_local_experts": 8,
-    "n_routed_experts": 8,
-    "moe_num_experts": 8,
-    "num_experts_per_tok": 3,
-    "num_experts_per_token": 3,
-    "moe_k": 3,
-    "moe_topk": 3,
-    "top_k_experts": 3,
-    "moe_intermediate_size": 16,
-    "expert_ffn_hidden_size": 16,
-    "ffn_hidden_size": 32,
-    "shared_expert_intermediate_size": 16,
-    "moe_shared_expert_intermediate_size": 16,
-    "moe_shared_intermediate_size": 16,
-    "shared_intermediate_size": 16,
-    "n_group": 2,
-    "topk_group": 1,
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "index_topk": 8,
-    "index_head_dim": 16,
-    "index_n_heads": 2,
-    "mamba_d_state": 8,
-    "mamba_d_conv": 4,
-    "mamba_expand": 2,
-    "mamba_dt_rank": 8,
-    "use_mamba_kernels": False,
-    "first_k_dense_replace": 1,
-}
-SPECIAL = {
-    "deepseek_v2": {"topk_method": "group_limited_greedy", "num_key_value_heads": 4},
-    "deepseek_v32": {"num_key_value_heads": 4},
-    "dots1": {"n_shared_experts": 1},
-    "deepseek_v3": {"num_key_value_heads": 4},
-    "glm4_moe_lite": {"num_key_value_heads": 4},
-    "glm_moe_dsa": {"num_key_value_heads": 4},
-    "granitemoehybrid": {"layer_types": ["attention"] * 3, "mamba_n_heads": 4, "mamba_d_head": 16},
-    "jamba": {
-        "expert_layer_period": 2,
-        "expert_layer_offset": 1,
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
-    },
-    "longcat_flash": {"num_layers": 2, "zero_expert_num": 4, "num_key_value_heads": 4, "ffn_hidden_size": 32},
-    "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]},
-    "afmoe": {"num_dense_layers": 1},
-    "gemma4_text": {
-        "enable_moe_block": True,
-        "vocab_size_per_layer_input": 64,
-        "hidden_size_per_layer_input": 8,
-    },
-    "qwen3_next": {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
-    "qwen3_5_moe_text": {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
-    "minimax": {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
-    "nemotron_h": {"layers_block_type": ["moe", "attention", "moe"]},
-}
-FAMILIES = (
-    "mixtral",
-    "qwen2_moe",
-    "qwen3_moe",
-    "qwen3_next",
-    "qwen3_5_moe_text",
-    "deepseek_v2",
-    "deepseek_v3",
-    "deepseek_v32",
-    "glm4_moe",
-    "glm4_moe_lite",
-    "glm_moe_dsa",
-    "olmoe",
-    "flex_olmo",
-    "gpt_oss",
-    "phimoe",
-    "minimax",
-    "minimax_m2",
-    "jamba",
-    "granitemoe",
-    "granitemoeshared",
-    "granitemoehybrid",
-    "ernie4_5_moe",
-    "hunyuan_v1_moe",
-    "longcat_flash",
-    "lfm2_moe",
-    "dots1",
-    "mimo_v2_flash",
-    "solar_open",
-    "hy_v3",
-    "afmoe",
-    "nemotron_h",
-    "gemma4_text",
-)
-REFUSED = ("llama4_text", "jetmoe")
+FAMILIES = [
+    "AXK1",
+    "AXK2",
+    "Afmoe",
+    "AriaText",
+    "BailingHybrid",
+    "Beam",
+    "Cohere2Moe",
+    "DeepseekV2",
+    "DeepseekV3",
+    "DeepseekV32",
+    "DeepseekV4",
+    "Dots1",
+    "Ernie4_5_Moe",
+    "ExaoneMoe",
+    "FlexOlmo",
+    "Flint",
+    "Gemma4",
+    "Glm4Moe",
+    "Glm4MoeLite",
+    "GlmMoeDsa",
+    "GptOss",
+    "GraniteMoe",
+    "GraniteMoeHybrid",
+    "GraniteMoeSWA",
+    "GraniteMoeShared",
+    "HYV3",
+    "HYV4",
+    "HunYuanMoEV1",
+    "Inkling",
+    "Inkling2",
+    "Jamba",
+    "KimiLinear",
+    "Kolibri1",
+    "Laguna",
+    "LaraMini",
+    "Lfm2Moe",
+    "LongcatFlash",
+    "Mellum",
+    "MiMoV2Flash",
+    "MiniMax",
+    "MiniMaxM2",
+    "MiniMaxM3VL",
+    "Mistral4",
+    "Mixtral",
+    "NemotronH",
+    "Olmoe",
+    "Phimoe",
+    "Qwen2Moe",
+    "Qwen3Moe",
+    "Qwen3Next",
+    "Qwen3_5Moe",
+    "SolarOpen",
+]
+EXPERTS = 8
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -133,82 +81,218 @@ def torch():
     return found
 
 
-def tiny_model(family):
-    """Random model of a family with a few small layers, from its public configuration class."""
-    import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+def tiny(class_name):
+    """Random model whose correction biases are not zero, and so would show a choice taken from logits."""
+    import transformers
 
-    if family not in CONFIG_MAPPING:
-        pytest.skip(f"this transformers has no {family}")
-    cls = CONFIG_MAPPING[family]
-    known = set(inspect.signature(cls.__init__).parameters) | set(getattr(cls, "attribute_map", {}))
-    config = cls(**{k: v for k, v in TINY.items() if k in known} | SPECIAL.get(family, {}))
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    if not hasattr(transformers, class_name):
+        pytest.skip(f"this transformers has no {class_name}")
+    model = random_model(class_name, experts=EXPERTS).model
     for name, buffer in [*model.named_buffers(), *model.named_parameters()]:
         if "correction_bias" in name or name.endswith("expert_bias"):
-            # a fresh bias is zero, and would not show a choice taken from the logits
             buffer.data.normal_(std=0.5)
     return model
 
 
-def router_hooks(model, seen):
-    """Hooks on modules beside the experts whose output holds whole numbers: the routers."""
+def layer(name):
+    return int(re.findall(r"(?<=\.)\d+(?=\.)", name)[0])
 
-    def note(name):
-        def hook(_module, _arguments, output):
-            parts = output if isinstance(output, tuple | list) else (output,)
-            for part in parts:
-                if hasattr(part, "dtype") and part.dim() == 2 and not part.is_floating_point():
-                    seen[name] = part.detach().numpy()
 
-        return hook
+def captured(model, part="", generate=2, hooks=()):
+    """Ids and weights of each pass, and what the hooks noted in it."""
+    import torch
 
-    found = [
-        (n, m) for n, m in model.named_modules() if type(m).__name__.lower().endswith(("router", "gate"))
+    recorder = Recorder.of(model, part)
+    noted, found = {}, []
+    handles = [
+        module.register_forward_hook(lambda *call, name=name, read=read: noted.update({name: read(*call)}))
+        for name, module, read in hooks
     ]
-    return [module.register_forward_hook(note(name)) for name, module in found]
+    prompts = torch.tensor(np.random.default_rng(0).integers(3, 200, (2, 9)))
+    with torch.inference_mode(), recorder.attached():
+        run = passes_of(model, recorder, generate)
+        for tokens, _ in run(prompts, generate, lambda logits: logits.argmax(-1, keepdim=True)):
+            ids, weights = recorder.taken(2, tokens)
+            assert ids.shape[:2] == (2, tokens)
+            found.append((ids, weights, [noted[name] for name in sorted(noted, key=layer)]))
+            noted.clear()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    for handle in handles:
+        handle.remove()
+    return recorder, found
+
+
+def modules(model, pattern):
+    return [(name, module) for name, module in model.named_modules() if re.search(pattern, name)]
+
+
+def returned_ids(_module, _arguments, output):
+    """Whole numbers among what a router returns."""
+    parts = output if isinstance(output, tuple | list) else (output,)
+    for part in parts:
+        if hasattr(part, "dtype") and part.dim() == 2 and not part.is_floating_point():
+            return part.numpy().copy()
+    return None
+
+
+def result(_module, _arguments, output):
+    return output.float().numpy().copy()
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_experts_are_called_with_what_the_router_chose(family, torch):
-    model = tiny_model(family)
-    recorder = Recorder.of(model)
-    reference = {}
-    hooks = router_hooks(model, reference)
-    rng = np.random.default_rng(0)
-    cache_name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
-    with torch.inference_mode(), recorder.attached():
-        cache = None
-        for tokens in (9, 1, 1):  # prefill, then decode with the cache
-            inputs = torch.tensor(rng.integers(3, 64, (2, tokens)))
-            output = model(input_ids=inputs, use_cache=True, **{cache_name: cache})
-            cache = output[cache_name]
-            ids, weights = recorder.taken(2, tokens)
-            assert ids.shape[:2] == weights.shape[:2] == (2, tokens)
-            chosen = np.stack([reference[n] for n in sorted(reference, key=_layer)], axis=1)
-            expected = np.where(chosen >= recorder.num_experts, 255, chosen).reshape(ids.shape)
-            assert np.array_equal(ids, expected)
-            assert len(reference) == len(recorder.modules)
-            assert (weights[ids == 255] == 0).all()
-            assert ids[ids != 255].max() < 8
-            reference.clear()
-    for hook in hooks:
-        hook.remove()
+def test_experts_are_called_with_what_the_router_chose(family):
+    model = tiny(f"{family}ForCausalLM")
+    routers = [
+        (name, module, returned_ids)
+        for name, module in model.named_modules()
+        if type(module).__name__.lower().endswith(("router", "gate"))
+        and "Forget" not in type(module).__name__
+    ]
+    recorder, found = captured(model, hooks=routers)
+    assert recorder.num_experts == EXPERTS
+    assert recorder.layer_indices == tuple(sorted(set(recorder.layer_indices)))
+    for ids, weights, chosen in found:
+        assert len(chosen) == len(recorder.points)
+        expected = np.stack(chosen, axis=1).reshape(ids.shape)
+        assert np.array_equal(ids, np.where(expected >= EXPERTS, 255, expected))
+        assert (weights[ids == 255] == 0).all()
+        assert ids[ids != 255].max() < EXPERTS
 
 
-def _layer(name):
-    return int(next(part for part in name.split(".") if part.isdigit()))
+def softmax(logits):
+    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shares / shares.sum(axis=-1, keepdims=True)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", REFUSED)
-def test_other_routers_are_refused(family, torch):
-    model = tiny_model(family)
-    with pytest.raises(InputError):  # noqa: PT012 - refused when hooked, or when called
-        recorder = Recorder.of(model)
-        with torch.inference_mode(), recorder.attached():
-            model(input_ids=torch.tensor([[5, 6, 7]]))
-            recorder.taken(1, 3)
+def test_llama4_against_its_routers_weights():
+    model = tiny("Llama4ForCausalLM")
+    given = [
+        (name, module, lambda m, arguments, _out: (arguments[0] @ m.weight.T).numpy().copy())
+        for name, module in modules(model, r"\.router$")
+    ]
+    _, found = captured(model, hooks=given)
+    for ids, weights, logits in found:
+        order = np.argsort(-np.stack(logits, axis=1), axis=-1)[..., : ids.shape[-1]]
+        assert np.array_equal(ids, order.reshape(ids.shape))
+        best = np.take_along_axis(np.stack(logits, axis=1), order, axis=-1).reshape(ids.shape)
+        assert weights == pytest.approx(1 / (1 + np.exp(-best)), abs=1e-3)
+
+
+@pytest.mark.parametrize("part", ["mlp", "attention"])
+def test_jetmoe_against_its_logits(part):
+    model = tiny("JetMoeForCausalLM")
+    names = r"mlp\.router\.layer$" if part == "mlp" else r"experts\.router\.layer$"
+    _, found = captured(model, part, hooks=[(n, m, result) for n, m in modules(model, names)])
+    for ids, weights, logits in found:
+        table = np.stack(logits, axis=1)
+        order = np.argsort(-table, axis=-1)[..., : ids.shape[-1]]
+        assert np.array_equal(ids, order.reshape(ids.shape))
+        shares = softmax(np.take_along_axis(table, order, axis=-1))
+        assert weights == pytest.approx(shares.reshape(ids.shape), abs=1e-3)
+
+
+def test_doge_against_all_pairs_of_keys():
+    model = tiny("DogeForCausalLM")
+    _, found = captured(model, hooks=[(n, m, result) for n, m in modules(model, r"router_gate$")])
+    for ids, weights, gates in found:
+        assert weights is None
+        for index, gate in enumerate(gates):
+            # the two halves of the keys are split across tokens, as the model's own code does
+            first, second = gate.reshape(2, ids.shape[0] * ids.shape[1], -1)
+            sums = (first[:, :, None] + second[:, None, :]).reshape(len(first), -1)
+            best = np.argsort(-sums, axis=-1)[:, : ids.shape[-1]]
+            assert np.array_equal(ids[:, :, index].reshape(best.shape), best)
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("capacity", [64, 1])
+def test_switch_against_its_logits_and_capacity(part, capacity):
+    model = tiny("SwitchTransformersForConditionalGeneration")
+    routers = modules(model, rf"^{part}.*router$")
+    for _, router in routers:
+        router.expert_capacity = capacity
+    logits_of = [(n, m, result) for n, m in modules(model, rf"^{part}.*classifier$")]
+    recorder, found = captured(model, part, generate=0 if part == "encoder" else 3, hooks=logits_of)
+    assert len(found) == (1 if part == "encoder" else 3)
+    for ids, weights, logits in found:
+        for index, table in enumerate(logits):
+            best = table.argmax(axis=-1)
+            onehot = np.eye(EXPERTS, dtype=int)[best]
+            kept = np.take_along_axis(onehot.cumsum(axis=1), best[..., None], axis=-1)[..., 0] <= capacity
+            assert np.array_equal(ids[:, :, index, 0], np.where(kept, best, 255))
+            expected = np.where(kept, softmax(table).max(axis=-1), 0)
+            assert weights[:, :, index, 0] == pytest.approx(expected, abs=1e-3)
+    assert set(recorder.adapters.values()) == {"switch"}
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("fraction", [1.0, 0.25])
+def test_nllb_against_its_logits_and_capacity(part, fraction):
+    model = tiny("NllbMoeForConditionalGeneration")
+    routers = modules(model, rf"\.{part}\..*router$")
+    for _, router in routers:
+        router.moe_eval_capacity_token_fraction = fraction
+        router.second_expert_policy = "all"
+    logits_of = [(n, m, result) for n, m in modules(model, rf"\.{part}\..*classifier$")]
+    _, found = captured(model, part, generate=0 if part == "encoder" else 3, hooks=logits_of)
+    for ids, _, logits in found:
+        for index, router_logits in enumerate(logits):
+            table = router_logits.reshape(-1, EXPERTS)
+            capacity = np.ceil(fraction * len(table))
+            order = np.argsort(-table, axis=-1)[:, :2]
+            filled = np.zeros(EXPERTS, int)
+            places = np.empty(order.shape, int)
+            for slot in (0, 1):
+                for token, expert in enumerate(order[:, slot]):
+                    places[token, slot] = filled[expert]
+                    filled[expert] += 1
+            kept = places < capacity
+            for token in range(len(table)):
+                chosen = ids[:, :, index].reshape(-1, 2)[token]
+                assert set(chosen[chosen != 255]) == set(order[token][kept[token]])
+
+
+def test_zaya_skips_where_the_extra_choice_wins():
+    model = tiny("ZayaForCausalLM")
+    for _, router in modules(model, r"gate$"):
+        router.balancing_biases[-1] = 0.0
+    logits_of = [(n, m, result) for n, m in modules(model, r"router_mlp\.out_proj$")]
+    recorder, found = captured(model, hooks=logits_of)
+    skipped = 0
+    for ids, _, logits in found:
+        for index, (name, table) in enumerate(zip(sorted(recorder.points, key=layer), logits, strict=True)):
+            bias = model.get_submodule(f"{name}.gate").balancing_biases.numpy()
+            best = (softmax(table) + bias).argmax(axis=-1).reshape(-1)
+            assert np.array_equal(ids[:, :, index, 0].reshape(-1), np.where(best == EXPERTS, 255, best))
+            skipped += int((best == EXPERTS).sum())
+    assert skipped
+
+
+def test_parts_are_named_and_asked_for():
+    model = tiny("SwitchTransformersForConditionalGeneration")
+    for part, word in (("", "accepted: a part of encoder"), ("tower", "no routed block .* with 'tower'")):
+        with pytest.raises(InputError, match=word):
+            Recorder.of(model, part)
+    encoder = Recorder.of(model, "encoder")
+    with pytest.raises(InputError, match="0 for the encoder"):
+        passes_of(model, encoder, 4)
+    with pytest.raises(InputError, match=">= 1 for a decoder"):
+        passes_of(model, Recorder.of(model, "decoder"), 0)
+
+
+def test_decoder_behind_an_encoder_keeps_only_what_it_decodes(tmp_path):
+    subject = random_model("SwitchTransformersForConditionalGeneration", experts=EXPERTS)
+    settings = CaptureSettings(sequence_tokens=16, generate_tokens=4, generate_requests=3, part="decoder")
+    trace = capture(subject, [Text("prose", "words " * 40)], settings, tmp_path / "t.safetensors")
+    verify_trace(trace)
+    assert (trace.num_requests, trace.num_tokens) == (3, 12)
+    assert trace.phase.tolist() == [0, 1, 1, 1] * 3
+
+
+def test_unknown_and_dense_classes_are_refused(tmp_path):
+    with pytest.raises(InputError, match="did you mean"):
+        random_model("OlmoForCausalLMM")
+    dense = random_model("LlamaForCausalLM")
+    with pytest.raises(InputError, match="mixture-of-experts"):
+        capture(dense, [Text("x", "y" * 300)], CaptureSettings(), tmp_path / "t.safetensors")
