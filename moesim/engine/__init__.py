@@ -6,6 +6,7 @@ events`` (simpy).
 
 from moesim.engine.durations import Durations, durations_ps, part_ps, to_ps, to_seconds
 from moesim.engine.program import (
+    Demand,
     Instruction,
     Meet,
     Part,
@@ -16,12 +17,14 @@ from moesim.engine.program import (
     Send,
     Wait,
     concatenated,
+    demand_of,
     participants,
     parts_of,
 )
 from moesim.engine.spans import Recorded, Spans, busy_ps, overlapping, spans_of
 
 __all__ = [
+    "Demand",
     "Durations",
     "Instruction",
     "Meet",
@@ -36,6 +39,7 @@ __all__ = [
     "Wait",
     "busy_ps",
     "concatenated",
+    "demand_of",
     "durations_ps",
     "overlapping",
     "part_ps",

@@ -8,6 +8,7 @@ import numpy as np
 
 from moesim.engine.links import match_messages
 from moesim.engine.program import (
+    Demand,
     Instruction,
     Meet,
     Part,
@@ -16,6 +17,7 @@ from moesim.engine.program import (
     Run,
     Send,
     Wait,
+    demand_of,
     participants,
     parts_of,
 )
@@ -56,6 +58,9 @@ def _instruction_problems(program: Program, instruction: Instruction) -> Iterato
     yield from _stream_problems(program, "stream", instruction.stream)
     for part in parts_of(instruction):
         yield from _part_problems(program.num_ranks, part)
+    demand = demand_of(instruction)
+    if demand is not None:
+        yield from _demand_problems(program.num_ranks, demand)
     if isinstance(instruction, Wait):
         yield from _stream_problems(program, "on", instruction.on)
         if instruction.on == instruction.stream:
@@ -76,6 +81,20 @@ def _part_problems(num_ranks: int, part: Part) -> Iterator[str]:
         yield f"part {part.name!r}: got seconds {part.estimate.seconds}; accepted: finite numbers >= 0"
     if not (np.isfinite(part.estimate.sigma) and part.estimate.sigma >= 0):
         yield f"part {part.name!r}: got sigma {part.estimate.sigma}; accepted: a finite number >= 0"
+
+
+def _demand_problems(num_ranks: int, demand: Demand) -> Iterator[str]:
+    if demand.links.ndim != 2 or len(demand.links) != num_ranks or demand.rate.shape != (num_ranks,):
+        shapes = f"links {demand.links.shape} and rate {demand.rate.shape}"
+        yield f"demand: {shapes}; accepted: ({num_ranks}, most) and ({num_ranks},)"
+        return
+    if not (demand.capacity > 0).all():
+        yield "demand: a link without capacity; accepted: above 0 (a dead link carries nothing: reroute)"
+    if (demand.links >= len(demand.capacity)).any() or (demand.links < -1).any():
+        most = len(demand.capacity) - 1
+        yield f"demand: links {demand.links.min()} to {demand.links.max()}; accepted: -1 to {most}"
+    if not (demand.rate[(demand.links >= 0).any(axis=1)] > 0).all():
+        yield "demand: a rate of 0 on some link; accepted: above 0"
 
 
 def _array_problems(num_ranks: int, instruction: Instruction) -> Iterator[str]:

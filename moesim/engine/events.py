@@ -2,7 +2,7 @@
 
 The only module that imports simpy. It executes the same programs as :mod:`moesim.engine.vector` and agrees
 with it to the picosecond where nothing is shared; it alone executes programs with first-come-first-served
-resources.
+resources, or whose transfers share links (:mod:`moesim.engine.contention`).
 
 Rules of an instant. Work that needs no grant happens as soon as what it waits for has happened. Resources
 decide last: only when nothing else can happen at an instant does every free resource with a queue grant its
@@ -21,26 +21,26 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from simpy import Environment, Event
-from simpy.events import EventPriority
 
+from moesim.engine.contention import Contention
 from moesim.engine.durations import Durations, Picoseconds
 from moesim.engine.links import match_messages
-from moesim.engine.program import Meet, Program, Receive, Resource, Run, Send, Wait, participants
+from moesim.engine.program import (
+    Demand,
+    Meet,
+    Program,
+    Receive,
+    Resource,
+    Run,
+    Send,
+    Wait,
+    demand_of,
+    participants,
+)
+from moesim.engine.settled import Settled
 from moesim.engine.spans import ABSENT, Recorded
 
 __all__ = ["Arbiter", "Environment", "Event", "EventRun", "Settled", "simulate"]
-
-LATE = EventPriority(2)
-"""After the urgent (0) and normal (1) events of simpy."""
-
-
-class Settled(Event):
-    """Fires after every ordinary event of the same instant."""
-
-    def __init__(self, env: Environment) -> None:
-        super().__init__(env)
-        self._ok, self._value = True, None
-        env.schedule(self, priority=LATE)
 
 
 class Arbiter:
@@ -117,6 +117,9 @@ _RUN, _MEET, _SEND, _HEAR, _MARK, _SHARED = range(6)
 _Step: TypeAlias = tuple[int, int, int, Any]
 """A step of one process: code, where to record it, its duration, and what it needs."""
 
+_Elastic: TypeAlias = dict[int, tuple[Contention, tuple[int, ...], float]]
+"""Where it is recorded -> pool, links and full rate of work that shares links."""
+
 _Lists: TypeAlias = list[list[list[_Step]]]
 """Steps of each process: ``[stream][rank]``."""
 
@@ -144,8 +147,9 @@ def simulate(program: Program, durations: Durations, *, sample: int = 0) -> Even
     arbiter = Arbiter(env)
     size = len(program.instructions) * program.num_ranks
     starts, ends = [ABSENT] * size, [ABSENT] * size
+    elastic = _elastic(env, program)
     processes = [
-        env.process(_walk(env, arbiter, rank, steps, (starts, ends)))
+        env.process(_walk(env, arbiter, rank, steps, (starts, ends), elastic))
         for of_stream in _steps(env, program, durations, sample)
         for rank, steps in enumerate(of_stream)
         if steps
@@ -163,7 +167,12 @@ def simulate(program: Program, durations: Durations, *, sample: int = 0) -> Even
 
 
 def _walk(
-    env: Environment, arbiter: Arbiter, rank: int, steps: list[_Step], record: tuple[list[int], list[int]]
+    env: Environment,
+    arbiter: Arbiter,
+    rank: int,
+    steps: list[_Step],
+    record: tuple[list[int], list[int]],
+    elastic: _Elastic,
 ) -> Generator[Event, Any, None]:
     """The process of one stream of one rank: its own instructions, one after another."""
     starts, ends = record
@@ -185,9 +194,10 @@ def _walk(
             yield arbiter.request(extra, rank, at)
         start_ps: int = env.now  # type: ignore[assignment]  # integers go in, so integers come out
         starts[at] = start_ps
-        ends[at] = start_ps + duration_ps
         if duration_ps:
-            yield timeout(duration_ps)
+            sharing = elastic.get(at)
+            yield timeout(duration_ps) if sharing is None else sharing[0].start(*sharing[1:], duration_ps)
+        ends[at] = env.now  # type: ignore[assignment]
         if code == _SEND:
             extra.succeed()
         elif code == _SHARED:
@@ -233,6 +243,22 @@ def _steps(env: Environment, program: Program, durations: Durations, sample: int
                 for rank in ranks:
                     own[rank].append((_HEAR, base + rank, 0, _mark(env, awaited[rank])))
     return lists
+
+
+def _elastic(env: Environment, program: Program) -> _Elastic:
+    """Links of every instruction that shares some, by where its times are recorded."""
+    pools: dict[int, Contention] = {}
+    found: _Elastic = {}
+    for index, instruction in enumerate(program.instructions):
+        demand: Demand | None = demand_of(instruction)
+        if demand is None:
+            continue
+        pool = pools.setdefault(id(demand.capacity), Contention(env, demand.capacity))
+        for rank in np.flatnonzero(participants(instruction, program.num_ranks)).tolist():
+            links = tuple(sorted({link for link in demand.links[rank].tolist() if link >= 0}))
+            if links:
+                found[index * program.num_ranks + rank] = (pool, links, float(demand.rate[rank]))
+    return found
 
 
 def _append(

@@ -69,6 +69,28 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Demand:
+    """Links that an instruction's ranks use while it lasts, shared max-min fairly with all others on them.
+
+    The instruction's seconds are those without anybody else; crowded links make it last longer. Only the
+    event interpreter accepts demands.
+
+    Attributes
+    ----------
+    capacity : ndarray, ``(link,)``
+        Of each link, above 0; demands that meet on the links hold the same array. [bytes/s]
+    links : ndarray of int, ``(num_ranks, most)``
+        Links that each rank's transfer crosses, -1 to fill up.
+    rate : ndarray, ``(num_ranks,)``
+        What each uses of every such link at full speed, above 0 where there are links. [bytes/s]
+    """
+
+    capacity: NDArray[np.float64]
+    links: NDArray[np.int64]
+    rate: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """Work local to each rank, in order on its stream; ``ranks=None`` means all of them.
 
@@ -81,6 +103,7 @@ class Run:
     layer: int | None = None
     resource: Resource | None = None
     ranks: RankMask | None = None
+    demand: Demand | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +117,7 @@ class Meet:
     group: RankIndex
     parts: Sequence[Part]
     layer: int | None = None
+    demand: Demand | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,6 +128,7 @@ class Send:
     to: RankIndex
     parts: Sequence[Part]
     layer: int | None = None
+    demand: Demand | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,6 +156,11 @@ Instruction: TypeAlias = Run | Meet | Send | Receive | Wait
 def parts_of(instruction: Instruction) -> Sequence[Part]:
     """Operations of an instruction; empty for those that take no time."""
     return () if isinstance(instruction, Receive | Wait) else instruction.parts
+
+
+def demand_of(instruction: Instruction) -> Demand | None:
+    """Links that an instruction uses, if it says so."""
+    return None if isinstance(instruction, Receive | Wait) else instruction.demand
 
 
 def participants(instruction: Instruction, num_ranks: int) -> RankMask:
@@ -189,8 +219,8 @@ class Program:
     def fused(self, *, across_layers: bool = False) -> Program:
         """The same clocks from fewer instructions: neighbouring runs of a stream become one.
 
-        Two runs are merged when they are on one stream, have the same ranks and no resource, and nothing
-        between them touches or waits for that stream on any of those ranks. The merged run stands where the
+        Two runs are merged when they are on one stream, have the same ranks and neither resource nor
+        demand, and nothing between them touches or waits for that stream on any of those ranks. The merged run stands where the
         first stood and holds the parts of both.
 
         Parameters
@@ -203,7 +233,7 @@ class Program:
         for instruction in self.instructions:
             mask = participants(instruction, self.num_ranks)
             partner = None
-            if isinstance(instruction, Run) and instruction.resource is None:
+            if isinstance(instruction, Run) and _is_plain(instruction):
                 partner = _merge_partner(
                     instruction, mask, fused, mergeable[instruction.stream], across_layers
                 )
@@ -217,10 +247,14 @@ class Program:
                     for at in mergeable[stream]
                     if not (participants(fused[at], self.num_ranks) & mask).any()
                 ]
-            if isinstance(instruction, Run) and instruction.resource is None:
+            if isinstance(instruction, Run) and _is_plain(instruction):
                 mergeable[instruction.stream].append(len(fused))
             fused.append(instruction)
         return replace(self, instructions=tuple(fused))
+
+
+def _is_plain(run: Run) -> bool:
+    return run.resource is None and run.demand is None
 
 
 def _merge_partner(

@@ -26,6 +26,7 @@ from moesim.engine.program import (
     Run,
     Send,
     Wait,
+    demand_of,
     participants,
 )
 from moesim.engine.spans import ABSENT, Recorded
@@ -141,11 +142,12 @@ def compile(program: Program) -> Compiled:  # noqa: A001 - what it does; used as
     Raises
     ------
     ValueError
-        If the program is not valid, or shares a resource: then only :func:`moesim.engine.events.simulate`
-        can execute it.
+        If the program is not valid, or shares a resource or links: then only
+        :func:`moesim.engine.events.simulate` can execute it.
     """
     program.check()
     shared = sorted({i.resource.name for i in program.instructions if isinstance(i, Run) and i.resource})
+    shared += ["links"] if any(demand_of(i) is not None for i in program.instructions) else []
     if shared:
         msg = (
             f"the program shares {', '.join(shared)}; the vector interpreter accepts no shared resources: "
