@@ -220,8 +220,8 @@ class Program:
         """The same clocks from fewer instructions: neighbouring runs of a stream become one.
 
         Two runs are merged when they are on one stream, have the same ranks and neither resource nor
-        demand, and nothing between them touches or waits for that stream on any of those ranks. The merged run stands where the
-        first stood and holds the parts of both.
+        demand, and nothing between them touches or waits for that stream on any of those ranks. The merged
+        run stands where the first stood and holds the parts of both.
 
         Parameters
         ----------
