@@ -7,7 +7,7 @@ shapes of published models).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from moesim.errors import InputError, did_you_mean
 
@@ -120,7 +120,7 @@ class Dtypes:
     Attributes
     ----------
     weights : str
-        Attention, dense and shared-expert projections.
+        Dense and shared-expert projections, and those of attention.
     experts : str
         Routed experts.
     kv : str
@@ -131,6 +131,8 @@ class Dtypes:
     head : str
         Embedding, output head and router: published quantised checkpoints (DeepSeek-V3, gpt-oss,
         NVFP4 exports) leave these in bf16.
+    attention : str
+        Projections of the token mixer where a checkpoint keeps these apart; empty: as ``weights``.
     """
 
     weights: str = "bf16"
@@ -138,7 +140,13 @@ class Dtypes:
     kv: str = "bf16"
     activations: str = "bf16"
     head: str = "bf16"
+    attention: str = ""
 
     def __post_init__(self) -> None:
-        for part in ("weights", "experts", "kv", "activations", "head"):
-            storage_format(getattr(self, part), field=f"dtypes.{part}")
+        for part in ("weights", "experts", "kv", "activations", "head", "attention"):
+            if part != "attention" or self.attention:
+                storage_format(getattr(self, part), field=f"dtypes.{part}")
+
+    def of_mixer(self) -> Dtypes:
+        """Formats as the token mixer sees them."""
+        return replace(self, weights=self.attention) if self.attention else self

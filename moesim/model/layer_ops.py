@@ -42,6 +42,7 @@ def attention_ops(
     """
     tokens = total_tokens(segments)
     cross = layer.cross_attention
+    sharding = replace(sharding, dtypes=sharding.dtypes.of_mixer())
     if cross is None:
         head = norm_op("attention_norm", hidden, tokens, sharding.dtypes)
         return [head, *layer.attention.ops(hidden, segments, sharding)]

@@ -84,7 +84,8 @@ def common_layer_bytes(
         Tensor parallelism of the token mixer; of the dense or shared feed-forward part. [-]
     """
     weight = bytes_per_element(dtypes.weights)
-    size = (layer.mixer_parameters(hidden, tp) + layer.norm_parameters) * weight
+    size = layer.mixer_parameters(hidden, tp) * bytes_per_element(dtypes.of_mixer().weights)
+    size += layer.norm_parameters * weight
     moe = layer.moe
     if moe is not None:
         router = moe.common_parameters(hidden)

@@ -1,0 +1,225 @@
+"""Parts of an iteration by look-up: priced once on a grid, interpolated from then on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.serving.step_costs import StepCosts, total
+
+Floats = NDArray[np.float64]
+
+GROWTH = 1.13
+"""Ratio of neighbouring token counts above the whole numbers that are all kept."""
+DENSE_UP_TO = 16
+BATCHES = tuple(int(part * 2**k) for k in range(11) for part in ((1,) if k < 1 else (1, 1.5)))
+CONTEXTS = (1, *(2**k for k in range(7, 18)))
+DRAFT_CONTEXT = CONTEXTS[5]
+PIECES = (1, *(2**k for k in range(4, 16)))
+KEYS = (0.5, *(2**k for k in range(4, 19)))
+
+
+class Parts(Protocol):
+    """Seconds of the parts of an iteration; arrays of one shape in, the same shape out."""
+
+    def tokens(self, tokens: Floats) -> Floats:
+        """What an attention rank does for its new tokens. [s]"""
+        ...
+
+    def stage(self, tokens: Floats) -> Floats:
+        """Experts and exchanges for the tokens of all attention ranks. [s]"""
+        ...
+
+    def decode(self, sequences: Floats, context: Floats) -> Floats:
+        """Attention of decoding sequences over their mean cached tokens. [s]"""
+        ...
+
+    def prefill(self, tokens: Floats, keys: Floats) -> Floats:
+        """Attention of prompt pieces: new tokens, and mean keys that each attends to. [s]"""
+        ...
+
+    def head(self, rows: Floats) -> Floats:
+        """Output head. [s]"""
+        ...
+
+    def draft(self, sequences: Floats) -> Floats:
+        """One pass of the draft layer over the decoding sequences. [s]"""
+        ...
+
+
+@dataclass(frozen=True)
+class ExactParts:
+    """Every part priced where it is asked for.
+
+    Attributes
+    ----------
+    costs : StepCosts
+    query_tokens : float
+        Tokens of a decoding sequence. [tokens]
+    graph_tokens : int
+        Most tokens of a captured graph.
+    """
+
+    costs: StepCosts
+    query_tokens: float
+    graph_tokens: int
+
+    def tokens(self, tokens: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return _flat(lambda n: total(self.costs.by_tokens(n, graph_tokens=self.graph_tokens)), tokens)
+
+    def stage(self, tokens: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return _flat(lambda n: total(self.costs.by_stage_tokens(n)), tokens)
+
+    def decode(self, sequences: Floats, context: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return _flat(
+            lambda b, c: np.where(b > 0, total(self.costs.decode(b, c, self.query_tokens)), 0.0),
+            sequences,
+            context,
+        )
+
+    def prefill(self, tokens: Floats, keys: Floats) -> Floats:
+        """As :class:`Parts`: one piece with the cache before it that gives as many keys, or several alike."""
+
+        def priced(n: Floats, k: Floats) -> Floats:
+            length = np.minimum(n, np.maximum(2 * k, 1.0))
+            pieces = n / np.maximum(length, 1.0)
+            before = np.maximum(k - length / 2, 0.0)
+            return np.where(n > 0, total(self.costs.prefill(pieces, length, before)), 0.0)
+
+        return _flat(priced, tokens, keys)
+
+    def head(self, rows: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return _flat(lambda n: np.where(n > 0, total(self.costs.head(n)), 0.0), rows)
+
+    def draft(self, sequences: Floats) -> Floats:
+        """As :class:`Parts`, at a context of a few thousand tokens."""
+        return _flat(lambda n: total(self.costs.draft(n, np.full_like(n, DRAFT_CONTEXT))), sequences)
+
+
+def _flat(price: Callable[..., Floats | float], *arrays: Floats) -> Floats:
+    """``price`` on flattened arrays, back in their shape."""
+    shape = np.broadcast_shapes(*(a.shape for a in arrays))
+    flat = [np.broadcast_to(a, shape).ravel().astype(np.float64) for a in arrays]
+    return np.broadcast_to(np.asarray(price(*flat), dtype=np.float64), flat[0].shape).reshape(shape)
+
+
+class TabulatedParts:
+    """The same parts from tables that are filled at once.
+
+    Parameters
+    ----------
+    exact : ExactParts
+        Priced on the grid.
+    max_tokens, num_groups : int
+        Most new tokens of an attention rank in one iteration; attention ranks. [tokens], [-]
+    graph_batches : sequence of int
+        Batches that are asked for as they stand.
+    drafts : bool
+        Whether draft passes are asked for.
+    """
+
+    def __init__(
+        self,
+        exact: ExactParts,
+        *,
+        max_tokens: int,
+        num_groups: int,
+        graph_batches: Sequence[int],
+        drafts: bool = False,
+    ) -> None:
+        per_decode = exact.query_tokens
+        buckets = [b * per_decode for b in graph_batches]
+        own = token_grid(max_tokens, buckets)
+        stage = token_grid(max_tokens * num_groups, [b * num_groups for b in buckets])
+        self._own, self._own_s = own, exact.tokens(own)
+        self._stage, self._stage_s = stage, exact.stage(stage)
+        rows = np.array(BATCHES, dtype=np.float64)
+        self._rows, self._rows_s = rows, exact.head(rows)
+        self._draft_s = exact.draft(rows) if drafts else np.zeros_like(rows)
+        self._decode = Table2.of(exact.decode, BATCHES, CONTEXTS)
+        pieces = [p for p in PIECES if p < max_tokens] + [max_tokens]
+        self._prefill = Table2.of(exact.prefill, pieces, KEYS)
+
+    def tokens(self, tokens: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return _along(tokens, self._own, self._own_s)
+
+    def stage(self, tokens: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return _along(tokens, self._stage, self._stage_s)
+
+    def decode(self, sequences: Floats, context: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return np.where(sequences > 0, self._decode(sequences, context), 0.0)
+
+    def prefill(self, tokens: Floats, keys: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return np.where(tokens > 0, self._prefill(tokens, keys), 0.0)
+
+    def head(self, rows: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return np.where(rows > 0, _along(rows, self._rows, self._rows_s), 0.0)
+
+    def draft(self, sequences: Floats) -> Floats:
+        """As :class:`Parts`."""
+        return _along(sequences, self._rows, self._draft_s)
+
+
+@dataclass(frozen=True)
+class Table2:
+    """Values on a rectangular grid, linear between its lines and beyond the last of them.
+
+    Attributes
+    ----------
+    x, y : ndarray, ``(rows,)``, ``(columns,)``
+        Grid lines, rising.
+    values : ndarray, ``(rows, columns)``
+    """
+
+    x: Floats
+    y: Floats
+    values: Floats
+
+    @classmethod
+    def of(cls, price: Callable[[Floats, Floats], Floats], x: Sequence[float], y: Sequence[float]) -> Table2:
+        """Grid filled with one call."""
+        lines = np.array(x, dtype=np.float64), np.array(y, dtype=np.float64)
+        across, along = np.meshgrid(*lines, indexing="ij")
+        return cls(*lines, price(across, along))
+
+    def __call__(self, x: Floats, y: Floats) -> Floats:
+        """Value at each pair."""
+        row, right = _place(x, self.x)
+        column, up = _place(y, self.y)
+        low = self.values[row, column] * (1 - right) + self.values[row + 1, column] * right
+        high = self.values[row, column + 1] * (1 - right) + self.values[row + 1, column + 1] * right
+        return np.asarray(low * (1 - up) + high * up)
+
+
+def token_grid(most: float, exactly: Sequence[float] = ()) -> Floats:
+    """Token counts from 1 to ``most``: whole numbers, then a geometric ladder, and those given."""
+    grid = [float(n) for n in range(1, DENSE_UP_TO + 1)]
+    while grid[-1] < most:
+        grid.append(float(np.ceil(grid[-1] * GROWTH)))
+    return np.unique([n for n in (*grid, *exactly, float(most)) if n <= most])
+
+
+def _along(at: Floats, grid: Floats, values: Floats) -> Floats:
+    """Linear between grid points and, with the last slope, beyond."""
+    index, share = _place(at, grid)
+    return np.asarray(values[index] * (1 - share) + values[index + 1] * share)
+
+
+def _place(at: Floats, grid: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Interval of each value and how far into it; before the first line counts as on it."""
+    index = np.clip(np.searchsorted(grid, at, side="right") - 1, 0, len(grid) - 2)
+    share = (at - grid[index]) / (grid[index + 1] - grid[index])
+    return index, np.maximum(share, 0.0)
