@@ -1,0 +1,110 @@
+"""What changes during a run, and what was asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.memory.caches import CachePolicy, ExpertCache
+from moesim.memory.demand import Demand
+from moesim.offload.costs import Costs
+from moesim.offload.executors import Executor
+from moesim.offload.lanes import Lanes, Mark
+from moesim.offload.prefetchers import Predictor, Prefetcher
+
+
+@dataclass(frozen=True, eq=False)
+class Offload:
+    """How experts are kept near and computed.
+
+    Attributes
+    ----------
+    cache : CachePolicy
+        Of the device's cache.
+    slots : ndarray of int64, ``(layers,)``
+        Experts that the device holds of each layer; their sum is the size of a pool.
+    executor, prefetcher
+        Who computes; what is fetched ahead.
+    pooled : bool
+        One cache for all layers.
+    host_cache : CachePolicy, optional
+        Of the host's cache where the host holds only some experts and the disk the rest.
+    host_slots : ndarray of int64, ``(layers,)``, optional
+        Experts that the host holds of each layer.
+    """
+
+    cache: CachePolicy
+    slots: NDArray[np.int64]
+    executor: Executor
+    prefetcher: Prefetcher
+    pooled: bool = False
+    host_cache: CachePolicy | None = None
+    host_slots: NDArray[np.int64] | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened to experts. [experts]
+
+    ``lookups`` and ``hits`` are of the device's cache, a hit being an expert that is there or on its
+    way when its gate asks; ``useful_prefetches`` were used before they were evicted.
+    """
+
+    lookups: int = 0
+    hits: int = 0
+    loads: int = 0
+    low_loads: int = 0
+    skipped: int = 0
+    on_cpu: int = 0
+    on_pim: int = 0
+    prefetches: int = 0
+    useful_prefetches: int = 0
+    disk_reads: int = 0
+    host_lookups: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Ordered:
+    """A copy ordered ahead that has not begun; ``keep`` are the other experts wanted for its layer."""
+
+    layer: int
+    expert: int
+    keep: NDArray[np.int32]
+    issued: Mark
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """Caches, clocks, copies under way.
+
+    Attributes
+    ----------
+    ordered : deque of Ordered
+        Prefetches that wait for an idle link.
+    ready : dict
+        End of the last copy of a (row, expert) of the device's cache.
+    unused : set
+        Prefetched experts (row, expert) that nobody has used.
+    late : Mark or None
+        End of deferred CPU experts of the layer before.
+    """
+
+    demand: Demand
+    costs: Costs
+    offload: Offload
+    cache: ExpertCache
+    host: ExpertCache | None
+    predictor: Predictor
+    lanes: Lanes = field(default_factory=Lanes)
+    tally: Tally = field(default_factory=Tally)
+    ordered: deque[Ordered] = field(default_factory=deque)
+    ready: dict[tuple[int, int], Mark] = field(default_factory=dict)
+    unused: set[tuple[int, int]] = field(default_factory=set)
+    late: Mark | None = None
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Row of a MoE layer in the device's cache, and what is added to its expert numbers."""
+        return (0, index * self.demand.num_experts) if self.offload.pooled else (index, 0)
