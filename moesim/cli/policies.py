@@ -38,6 +38,9 @@ def command(
 
 
 def _import_registries() -> None:
+    import moesim.network.collectives.base  # noqa: PLC0415
+    import moesim.network.cores.base  # noqa: PLC0415
+    import moesim.network.exchanges.base  # noqa: PLC0415
     import moesim.placement.registry  # noqa: PLC0415
     import moesim.steps.overlap  # noqa: PLC0415
     import moesim.traces.formats  # noqa: PLC0415
@@ -52,7 +55,7 @@ def _summary(cls: type) -> str:
 def _parameters(cls: Any) -> dict[str, Any]:
     return {
         f.name: None if f.default is dataclasses.MISSING else f.default
-        for f in dataclasses.fields(cls)
+        for f in (dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ())
         if f.init and not f.name.startswith("_")
     }
 

@@ -6,6 +6,7 @@ direction. Where each number comes from sits beside it under ``sources``.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -42,7 +43,7 @@ __all__ = [
 Indices: TypeAlias = NDArray[np.integer]
 
 ScaleUpKind: TypeAlias = Literal["nvswitch", "nvlink_pairs", "xgmi_mesh", "pcie", "none"]
-ScaleOutKind: TypeAlias = Literal["rail_optimised", "fat_tree", "none"]
+ScaleOutKind: TypeAlias = Literal["rail_optimised", "fat_tree", "fat_tree_3", "dragonfly", "torus", "none"]
 
 
 class Host(Described):
@@ -60,6 +61,10 @@ class Host(Described):
         Between the host and one device; None where the devices are the sockets themselves.
     devices_per_pcie_switch : int
         Devices that share one uplink to the host. [-]
+    numa_domains : int
+        Sockets that the PCIe switches (or devices) are spread over, evenly. [-]
+    socket_link : Link, optional
+        Between two sockets, one direction; what crosses them uses it. Needed with ``numa_domains`` above 1.
     ssd, cxl : MemoryTier, optional
         Slower tiers of the node.
     """
@@ -69,8 +74,18 @@ class Host(Described):
     dram: MemoryTier
     pcie: Link | None
     devices_per_pcie_switch: Count = 1
+    numa_domains: Count = 1
+    socket_link: Link | None = None
     ssd: MemoryTier | None = None
     cxl: MemoryTier | None = None
+
+    @model_validator(mode="after")
+    def _sockets(self) -> Host:
+        if (self.numa_domains > 1) != (self.socket_link is not None):
+            need = "no socket_link with 1, one with more"
+            message = f"numa_domains={self.numa_domains} and socket_link disagree; accepted: {need}"
+            raise ValueError(message)
+        return self
 
 
 class Node(Sourced):
@@ -95,6 +110,8 @@ class Node(Sourced):
         One network port.
     num_nics : int
         Ports of the node; a multiple or a divisor of ``num_devices``, or 0. [-]
+    gpudirect : bool
+        Ports read device memory; else bytes to and from the network also cross the host's links.
     """
 
     device: Device
@@ -105,6 +122,7 @@ class Node(Sourced):
     host: Host
     nic: Link | None
     num_nics: Annotated[int, Field(ge=0, strict=True)]
+    gpudirect: bool = True
 
     @model_validator(mode="after")
     def _consistent(self) -> Node:
@@ -149,9 +167,21 @@ class ScaleOut(Described):
     ----------
     kind : str
         ``rail_optimised`` (NIC i of every node on leaf i), ``fat_tree`` (all NICs of a node on the
-        leaf of its group) or ``none``.
+        leaf of its group), ``fat_tree_3`` (pods of such leaves under a core), ``dragonfly`` (leaves of a
+        group linked to one another, groups by one link each), ``torus`` (nodes linked to their neighbours)
+        or ``none``.
     oversubscription_ratio : float
-        Down-link over up-link capacity of a leaf. [-]
+        Down-link over up-link capacity of a leaf; of a torus, NIC over neighbour link. [-]
+    upper_oversubscription_ratio : float
+        The same of a pod's links to the core, or a group's links to other groups. [-]
+    leaves_per_pod : int, optional
+        Leaves of a pod or group (``fat_tree_3``, ``dragonfly``). [-]
+    num_spines : int, optional
+        Spine switches of a ``fat_tree``, drawn one by one; None: one of their joint capacity. [-]
+    multipath : str
+        Equal paths share each flow (``even``) or each pair of ports takes one of them (``hash``).
+    dimensions : tuple of int, optional
+        Nodes along each dimension of a ``torus``.
     latency_s : float
         Added by each switch on the way. [s]
     nodes_per_leaf : int, optional
@@ -162,11 +192,26 @@ class ScaleOut(Described):
     oversubscription_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False, strict=True)] = 1.0
     latency_s: NonNegative = 0.0
     nodes_per_leaf: Count | None = None
+    upper_oversubscription_ratio: Annotated[float, Field(ge=1, allow_inf_nan=False, strict=True)] = 1.0
+    leaves_per_pod: Count | None = None
+    num_spines: Count | None = None
+    multipath: Literal["even", "hash"] = "even"
+    dimensions: Annotated[tuple[Count, ...], Field(min_length=1, max_length=3)] | None = None
 
     @model_validator(mode="after")
-    def _leaf_size(self) -> ScaleOut:
-        if self.kind == "fat_tree" and self.nodes_per_leaf is None:
-            message = "kind fat_tree needs nodes_per_leaf; accepted: a whole number >= 1"
+    def _complete(self) -> ScaleOut:
+        needed = {
+            "fat_tree": ("nodes_per_leaf",),
+            "fat_tree_3": ("nodes_per_leaf", "leaves_per_pod"),
+            "dragonfly": ("nodes_per_leaf", "leaves_per_pod"),
+            "torus": ("dimensions",),
+        }
+        for field in needed.get(self.kind, ()):
+            if getattr(self, field) is None:
+                message = f"kind {self.kind} needs {field}; accepted: a whole number >= 1"
+                raise ValueError(message)
+        if self.num_spines is not None and self.kind != "fat_tree":
+            message = f"num_spines goes with kind fat_tree; got kind {self.kind}"
             raise ValueError(message)
         return self
 
@@ -199,6 +244,11 @@ class Cluster(Sourced):
             raise ValueError(message)
         if self.num_nodes > domain and (self.scale_out.kind == "none" or self.node.num_nics == 0):
             message = f"num_nodes={self.num_nodes} needs a network: scale_out.kind and node.num_nics"
+            raise ValueError(message)
+        shape = self.scale_out.dimensions
+        if shape is not None and prod(shape) != self.num_nodes:
+            held = f"scale_out.dimensions={list(shape)} hold {prod(shape)} nodes"
+            message = f"{held}; accepted: num_nodes={self.num_nodes}"
             raise ValueError(message)
         return self
 

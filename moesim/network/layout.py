@@ -33,8 +33,14 @@ class Layout:
         PCIe switches of the cluster; 0 where devices hang on the root directly.
     is_nic_at_root : bool
         A port serves devices of several PCIe switches, so its traffic crosses their uplinks.
+    socket : ndarray of int
+        Socket that the rank's PCIe switch hangs on, counted over the cluster.
+    num_sockets : int
+        Sockets told apart; 0 where a node has one.
+    is_through_host : bool
+        Bytes to and from the network cross the host's links, though the devices have a fabric of their own.
     port : ndarray of int
-        Network port, counted over the cluster.
+        Network port, counted over the cluster; the one in use where the rank's own is dead.
     group : ndarray of int, ``(node,)``
         Nodes under the same leaf switches.
     leaves_per_group : int
@@ -50,6 +56,9 @@ class Layout:
     switch: Ints
     num_switches: int
     is_nic_at_root: bool
+    socket: Ints
+    num_sockets: int
+    is_through_host: bool
     port: Ints
     group: Ints
     leaves_per_group: int
@@ -69,6 +78,11 @@ class Layout:
         node, rail = divmod(port, self.rails)
         return int(self.group[node]) * self.leaves_per_group + rail % self.leaves_per_group
 
+    def leaf_of_ports(self) -> Ints:
+        """Leaf switch of every port, ``(port,)``."""
+        node, rail = np.divmod(np.arange(self.num_nodes * self.rails), max(self.rails, 1))
+        return np.asarray(self.group[node] * self.leaves_per_group + rail % self.leaves_per_group)
+
     def partner(self, rank: int) -> int:
         """Other end of the rank's NVLink bridge, or -1."""
         local = rank % self.devices_per_node
@@ -76,14 +90,15 @@ class Layout:
         return rank - local + other if self.kind == "nvlink_pairs" and other < self.devices_per_node else -1
 
     @classmethod
-    def of(cls, cluster: Cluster) -> Layout:
-        """Layout of a cluster."""
+    def of(cls, cluster: Cluster, port: Ints | None = None) -> Layout:
+        """Layout of a cluster; ``port`` where ranks do not use their own."""
         node_spec, scale_out = cluster.node, cluster.scale_out
         ranks = np.arange(cluster.num_devices)
         node = ranks // node_spec.num_devices
         local = ranks % node_spec.num_devices
         size = node_spec.host.devices_per_pcie_switch
         per_node = -(-node_spec.num_devices // size)
+        sockets = node_spec.host.numa_domains
         has_switches = node_spec.scale_up_kind in PCIE_KINDS and size > 1 and per_node > 1
         rails = node_spec.num_rails if scale_out.kind != "none" else 0
         rail = np.asarray(cluster.rail_of(ranks), dtype=np.int64)
@@ -99,10 +114,20 @@ class Layout:
             switch=switch,
             num_switches=per_node * cluster.num_nodes if has_switches else 0,
             is_nic_at_root=has_switches and any(len(s) > 1 for s in spans.values()),
-            port=node * max(rails, 1) + rail,
-            group=np.arange(cluster.num_nodes) // (scale_out.nodes_per_leaf or cluster.num_nodes),
+            socket=node * sockets + local // size * sockets // per_node,
+            num_sockets=cluster.num_nodes * sockets if sockets > 1 else 0,
+            is_through_host=not node_spec.gpudirect and node_spec.scale_up_kind not in PCIE_KINDS,
+            port=node * max(rails, 1) + rail if port is None else port,
+            group=np.arange(cluster.num_nodes) // _nodes_per_leaf(cluster),
             leaves_per_group=rails if scale_out.kind == "rail_optimised" else 1,
         )
+
+
+def _nodes_per_leaf(cluster: Cluster) -> int:
+    """A torus has a router for each node."""
+    if cluster.scale_out.kind == "torus":
+        return 1
+    return cluster.scale_out.nodes_per_leaf or cluster.num_nodes
 
 
 def mesh_ends(num_nodes: int, size: int) -> tuple[Ints, Ints]:

@@ -17,9 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import InputError
+from moesim.engine.sharing import Paths
+from moesim.errors import InputError, Problem
 from moesim.hardware.schema import Cluster
+from moesim.network.cores.base import Core, Wiring, cores
+from moesim.network.faults import Faults
 from moesim.network.layout import PCIE_KINDS, Layout, mesh_ends, mesh_index, pair_ends, pair_index
+from moesim.network.link_loads import CorePaths, local_loads, remote_loads
 
 if TYPE_CHECKING:
     import networkx
@@ -72,15 +76,25 @@ class Topology:
     edges: tuple[tuple[str, str, int], ...]
     blocks: dict[str, slice]
     layout: Layout
+    core: CorePaths | None = None
 
     @classmethod
-    def of(cls, cluster: Cluster) -> Topology:
-        """Topology of a cluster."""
-        layout, builder = Layout.of(cluster), _Builder()
+    def of(cls, cluster: Cluster, faults: Faults | None = None) -> Topology:
+        """Topology of a cluster, with what is slow or dead.
+
+        Raises
+        ------
+        InputError
+            A fault of something that the cluster does not have, or a node without a live port.
+        """
+        faults = faults or Faults()
+        faults.check(cluster)
+        layout, builder = Layout.of(cluster, faults.live_ports(cluster)), _Builder()
         _add_scale_up(builder, cluster, layout)
-        if layout.rails:
-            _add_scale_out(builder, cluster, layout)
+        core = _add_scale_out(builder, cluster, layout) if layout.rails else None
+        _slow_down(builder, layout, faults)
         return cls(
+            core=core,
             link_names=tuple(builder.names),
             capacity_bytes_per_s=np.array(builder.capacity),
             latency_s=np.array(builder.latency),
@@ -95,12 +109,42 @@ class Topology:
         return self.layout.num_ranks
 
     def path(self, source: int, destination: int) -> tuple[int, ...]:
-        """Links from one rank to another, in order; empty for a rank to itself."""
-        return tuple(self._steps(source, destination))
+        """Links from one rank to another, in order; empty for a rank to itself.
+
+        Where a pair is spread over several equal paths, the links of all of them.
+
+        Raises
+        ------
+        InputError
+            No such rank, or no route between the two.
+        """
+        return tuple(link for link, _ in self.shares(source, destination))
+
+    def shares(self, source: int, destination: int) -> list[tuple[int, float]]:
+        """Links of :meth:`path` with the share of the pair's bytes on each."""
+        for name, rank in (("source", source), ("destination", destination)):
+            if not 0 <= rank < self.num_ranks:
+                raise InputError.at(name, rank, f"a rank, 0 to {self.num_ranks - 1}")
+        return list(self._steps(source, destination))
+
+    def flows(self, traffic: NDArray[Any]) -> tuple[Paths, Floats]:
+        """Paths and bytes of every pair that sends anything, for a ``(source, destination)`` matrix."""
+        whole = self._whole(traffic)
+        pairs = np.argwhere(whole > 0)
+        uses = [self.shares(int(source), int(destination)) for source, destination in pairs]
+        counts = [len(own) for own in uses]
+        flat = [use for own in uses for use in own]
+        paths = Paths(
+            np.repeat(np.arange(len(uses)), counts),
+            np.array([link for link, _ in flat], dtype=np.int64),
+            np.array([share for _, share in flat]),
+            len(uses),
+        )
+        return paths, whole[pairs[:, 0], pairs[:, 1]]
 
     def path_latency_s(self, source: int, destination: int) -> float:
         """Delay of a message of no bytes. [s]"""
-        return float(sum(self.latency_s[link] for link in self.path(source, destination)))
+        return float(sum(self.latency_s[link] * share for link, share in self.shares(source, destination)))
 
     def link_bytes(self, traffic: NDArray[Any]) -> Floats:
         """Bytes that cross each link.
@@ -125,7 +169,10 @@ class Topology:
         is_local = layout.domain[:, None] == layout.domain
         local, remote = traffic * is_local, traffic * ~is_local
         loads = np.zeros((*traffic.shape[:-2], len(self.link_names)))
-        for block, values in (*self._local_loads(local), *self._remote_loads(remote)):
+        for block, values in (
+            *local_loads(layout, local),
+            *remote_loads(layout, remote, self.core),
+        ):
             loads[..., self.blocks[block]] += values
         return loads
 
@@ -153,10 +200,10 @@ class Topology:
             result.add_edge(tail, head, link=link, capacity_bytes_per_s=rate, latency_s=delay)
         return result
 
-    def _link(self, block: str, index: int) -> int:
-        return int(self.blocks[block].start + index)
+    def _link(self, block: str, index: int) -> tuple[int, float]:
+        return int(self.blocks[block].start + index), 1.0
 
-    def _steps(self, source: int, destination: int) -> Iterator[int]:
+    def _steps(self, source: int, destination: int) -> Iterator[tuple[int, float]]:
         layout = self.layout
         if source == destination:
             return
@@ -174,12 +221,19 @@ class Topology:
             yield self._link("pcie_out", source)
             if crosses:
                 yield self._link("switch_out", layout.switch[source])
+            sockets = int(layout.socket[source]), int(layout.socket[destination])
+            if layout.num_sockets and sockets[0] != sockets[1]:
+                yield self._link("socket", mesh_index(layout.num_sockets // layout.num_nodes, *sockets))
+            if crosses:
                 yield self._link("switch_in", layout.switch[destination])
             yield self._link("pcie_in", destination)
 
-    def _remote_steps(self, source: int, destination: int) -> Iterator[int]:
+    def _remote_steps(self, source: int, destination: int) -> Iterator[tuple[int, float]]:
         layout = self.layout
-        over_pcie = layout.kind in PCIE_KINDS
+        if not layout.rails:
+            message = f"no route to rank {destination}: the cluster has no network between its domains"
+            raise InputError([Problem(f"rank {source}", message)])
+        over_pcie = layout.kind in PCIE_KINDS or layout.is_through_host
         if over_pcie:
             yield self._link("pcie_out", source)
             if layout.is_nic_at_root:
@@ -187,7 +241,11 @@ class Topology:
         out, into = int(layout.port[source]), int(layout.port[destination])
         yield self._link("nic_out", out)
         leaves = layout.leaf_of_port(out), layout.leaf_of_port(into)
-        if leaves[0] != leaves[1]:
+        if leaves[0] != leaves[1] and self.core is not None:
+            ends = (out, into) if self.core.is_by_port else leaves
+            start = self.blocks["core"].start
+            yield from ((start + link, share) for link, share in self.core.used_by(*ends))
+        elif leaves[0] != leaves[1]:
             yield self._link("leaf_out", leaves[0])
             yield self._link("leaf_in", leaves[1])
         yield self._link("nic_in", into)
@@ -200,63 +258,12 @@ class Topology:
         size, num_ranks = traffic.shape[-1], self.num_ranks
         if traffic.shape[-2:] != (size, size) or size > num_ranks:
             raise InputError.at("traffic", traffic.shape, f"(..., ranks, ranks), at most {num_ranks} ranks")
+        if not (np.asarray(traffic) >= 0).all():
+            raise InputError.at("traffic", float(np.min(traffic)), "messages of 0 bytes or more")
         whole = np.zeros((*traffic.shape[:-2], num_ranks, num_ranks))
         whole[..., :size, :size] = traffic
         whole[..., np.arange(num_ranks), np.arange(num_ranks)] = 0.0
         return whole
-
-    def _local_loads(self, local: Floats) -> Iterator[tuple[str, Floats]]:
-        layout = self.layout
-        size = layout.devices_per_node
-        if layout.kind == "nvswitch":
-            yield "scale_up_out", local.sum(-1)
-            yield "scale_up_in", local.sum(-2)
-        elif layout.kind == "xgmi_mesh":
-            source, destination = mesh_ends(layout.num_nodes, size)
-            yield "mesh", local[..., source, destination]
-        elif layout.kind in PCIE_KINDS:
-            if layout.kind == "nvlink_pairs":
-                left, right = pair_ends(layout.num_nodes, size)
-                yield "pair", local[..., left, right]
-                local[..., left, right] = 0.0
-            yield "pcie_out", local.sum(-1)
-            yield "pcie_in", local.sum(-2)
-            if layout.num_switches:
-                starts = np.flatnonzero(np.diff(layout.switch, prepend=-1))
-                between = np.add.reduceat(np.add.reduceat(local, starts, axis=-1), starts, axis=-2)
-                between[..., np.arange(len(starts)), np.arange(len(starts))] = 0.0
-                yield "switch_out", between.sum(-1)
-                yield "switch_in", between.sum(-2)
-
-    def _remote_loads(self, remote: Floats) -> Iterator[tuple[str, Floats]]:
-        layout = self.layout
-        if not layout.rails:
-            return
-        if layout.kind in PCIE_KINDS:
-            yield "pcie_out", remote.sum(-1)
-            yield "pcie_in", remote.sum(-2)
-            if layout.is_nic_at_root:
-                starts = np.flatnonzero(np.diff(layout.switch, prepend=-1))
-                yield "switch_out", np.add.reduceat(remote.sum(-1), starts, axis=-1)
-                yield "switch_in", np.add.reduceat(remote.sum(-2), starts, axis=-1)
-        if layout.rails < layout.devices_per_node:
-            starts = np.flatnonzero(np.diff(layout.port, prepend=-1))
-            remote = np.add.reduceat(np.add.reduceat(remote, starts, axis=-1), starts, axis=-2)
-        yield "nic_out", remote.sum(-1)
-        yield "nic_in", remote.sum(-2)
-        if layout.num_leaves < 2:
-            return
-        ports = (layout.num_nodes, layout.rails)
-        between = remote.reshape(*remote.shape[:-2], *ports, *ports)
-        starts = np.flatnonzero(np.diff(layout.group, prepend=-1))
-        between = np.add.reduceat(np.add.reduceat(between, starts, axis=-2), starts, axis=-4)
-        if layout.leaves_per_group == 1:
-            between = between.sum(axis=(-1, -3))
-        between = between.reshape(*remote.shape[:-2], layout.num_leaves, layout.num_leaves)
-        diagonal = np.arange(layout.num_leaves)
-        between[..., diagonal, diagonal] = 0.0
-        yield "leaf_out", between.sum(-1)
-        yield "leaf_in", between.sum(-2)
 
 
 def graph(cluster: Cluster) -> networkx.DiGraph:
@@ -283,15 +290,29 @@ def _add_scale_up(builder: _Builder, cluster: Cluster, layout: Layout) -> None:
         ends = [(f"rank{r}", _pcie_above(layout, r)) for r in ranks]
         builder.add_both("pcie", ends, pcie.bandwidth_bytes_per_s, pcie.latency_s)
         if layout.num_switches:
-            per_node = layout.num_switches // layout.num_nodes
-            ends = [(f"switch{s}", f"root{s // per_node}") for s in range(layout.num_switches)]
+            root_of = [
+                _root(layout, int(np.flatnonzero(layout.switch == s)[0])) for s in range(layout.num_switches)
+            ]
+            ends = [(f"switch{s}", root) for s, root in enumerate(root_of)]
             builder.add_both("switch", ends, pcie.bandwidth_bytes_per_s, 0.0)
+    link = node.host.socket_link
+    if layout.kind in PCIE_KINDS and layout.num_sockets and link is not None:
+        pairs = zip(*mesh_ends(layout.num_nodes, layout.num_sockets // layout.num_nodes), strict=True)
+        ends = [(f"root{a}", f"root{b}") for a, b in pairs]
+        builder.add("socket", ends, link.bandwidth_bytes_per_s, link.latency_s)
+    if layout.is_through_host and layout.rails and pcie is not None:
+        builder.add_both(
+            "pcie",
+            [(f"rank{r}", f"root{layout.node[r]}") for r in ranks],
+            pcie.bandwidth_bytes_per_s,
+            pcie.latency_s,
+        )
 
 
-def _add_scale_out(builder: _Builder, cluster: Cluster, layout: Layout) -> None:
+def _add_scale_out(builder: _Builder, cluster: Cluster, layout: Layout) -> CorePaths | None:
     node, scale_out, rails = cluster.node, cluster.scale_out, layout.rails
     if node.nic is None:
-        return
+        return None
     rate = node.nic.bandwidth_bytes_per_s * node.num_nics / rails
     names = [f"node{p // rails}.nic{p % rails}" for p in range(layout.num_nodes * rails)]
     leaves = [f"leaf{layout.leaf_of_port(p)}" for p in range(len(names))]
@@ -301,19 +322,57 @@ def _add_scale_out(builder: _Builder, cluster: Cluster, layout: Layout) -> None:
     faces = set()
     for rank in range(layout.num_ranks):
         above = f"rank{rank}"
-        if layout.kind in PCIE_KINDS:
-            above = f"root{layout.node[rank]}" if layout.is_nic_at_root else _pcie_above(layout, rank)
+        if layout.kind in PCIE_KINDS or layout.is_through_host:
+            at_root = layout.is_nic_at_root or layout.is_through_host
+            above = _root(layout, rank) if at_root else _pcie_above(layout, rank)
         name = names[layout.port[rank]]
         faces |= {(above, f"{name}.out", -1), (f"{name}.in", above, -1)}
     builder.edges += sorted(faces)
-    if layout.num_leaves > 1:
-        members = np.bincount(layout.group).astype(np.float64)
-        down = np.repeat(members * rate * (rails // layout.leaves_per_group), layout.leaves_per_group)
-        ends = [(f"leaf{leaf}", "spine") for leaf in range(layout.num_leaves)]
-        up: Floats = down / scale_out.oversubscription_ratio
-        builder.add("leaf_out", ends, up, scale_out.latency_s)
-        builder.add("leaf_in", [(head, tail) for tail, head in ends], up, scale_out.latency_s)
+    if layout.num_leaves < 2:
+        return None
+    members = np.bincount(layout.group).astype(np.float64)
+    down = np.repeat(members * rate * (rails // layout.leaves_per_group), layout.leaves_per_group)
+    kind = "spines" if scale_out.num_spines is not None else scale_out.kind
+    if kind in cores.names():
+        core: Core = cores.classes[kind](Wiring(scale_out, down))
+        links = core.links()
+        rates = np.array([rate for _, _, rate in links])
+        builder.add("core", [(tail, head) for tail, head, _ in links], rates, scale_out.latency_s)
+        is_hashed = scale_out.multipath == "hash"
+        return CorePaths.of(core, layout.leaf_of_ports(), layout.num_leaves, is_hashed=is_hashed)
+    ends = [(f"leaf{leaf}", "spine") for leaf in range(layout.num_leaves)]
+    up: Floats = down / scale_out.oversubscription_ratio
+    builder.add("leaf_out", ends, up, scale_out.latency_s)
+    builder.add("leaf_in", [(head, tail) for tail, head in ends], up, scale_out.latency_s)
+    return None
+
+
+def _slow_down(builder: _Builder, layout: Layout, faults: Faults) -> None:
+    """Multiply the capacities of slow parts; a dead port keeps its rate, for nobody uses it."""
+    named = {
+        ("nic_out", "nic_in"): {n: speed for n, speed in faults.nic_speed.items() if speed > 0},
+        ("scale_up_out", "scale_up_in"): faults.scale_up_speed,
+        ("leaf_out", "leaf_in"): faults.uplink_speed,
+    }
+    for blocks, speeds in named.items():
+        for block in blocks if speeds else ():
+            if block not in builder.blocks:
+                message = f"the cluster has no links {block}; accepted: faults of links that it has"
+                raise InputError([Problem("faults", message)])
+            for number, speed in speeds.items():
+                place = builder.blocks[block]
+                if not 0 <= number < place.stop - place.start:
+                    message = (
+                        f"{block} {number} does not exist; accepted: 0 to {place.stop - place.start - 1}"
+                    )
+                    raise InputError([Problem("faults", message)])
+                builder.capacity[place.start + number] *= speed
+
+
+def _root(layout: Layout, rank: int) -> str:
+    """Host bridge of a rank: of its socket, where they are told apart."""
+    return f"root{layout.socket[rank] if layout.num_sockets else layout.node[rank]}"
 
 
 def _pcie_above(layout: Layout, rank: int) -> str:
-    return f"switch{layout.switch[rank]}" if layout.num_switches else f"root{layout.node[rank]}"
+    return f"switch{layout.switch[rank]}" if layout.num_switches else _root(layout, rank)
