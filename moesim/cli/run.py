@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +10,10 @@ import typer
 
 from moesim.cli.output import JSON_OPTION, emit_json, metric_rows, note, table
 from moesim.errors import InputError, Problem
-from moesim.units import fmt_seconds
+from moesim.units import fmt_bytes, fmt_seconds, fmt_si
 
 if TYPE_CHECKING:
-    from moesim.scenario.run import Outcome
+    from moesim.scenario.run import AnyOutcome
 
 ScenarioArgument = Annotated[str, typer.Argument(help="Scenario file, or the name of a shipped one.")]
 SetOption = Annotated[
@@ -71,9 +71,9 @@ def overrides(sets: list[str] | None, seed: int | None) -> list[str]:
 
 def dry(resolved: Any, *, json: bool) -> None:
     """Resolved scenario and memory fit, without simulating."""
-    from moesim.scenario.build import build  # noqa: PLC0415
+    from moesim.scenario.run import built_of  # noqa: PLC0415
 
-    built = build(resolved)
+    built = built_of(resolved)
     if json:
         emit_json({"schema_version": 1, "command": "run", "scenario": resolved.tree.data})
         return
@@ -85,7 +85,7 @@ def dry(resolved: Any, *, json: bool) -> None:
     table(f"{built.scenario.name}, resolved", ["field", "value", "set at"], rows)
 
 
-def show(outcome: Outcome) -> None:
+def show(outcome: AnyOutcome) -> None:
     """Tables of a result."""
     result = outcome.result
     document = result.document(with_views=False)
@@ -98,11 +98,34 @@ def show(outcome: Outcome) -> None:
     table("Time on the critical path", ["operation", "time", "share", "evidence"], rows, right=[1, 2])
     changes = [[s.label, f"{100 * s.change_fraction:+.1f} %", s.knob] for s in result.sensitivity]
     table(f"What moves {result.headline}", ["change", "effect", "knob"], changes, right=[1])
+    _show_network(result.views)
     for warning in result.warnings:
         note(f"note: {warning}")
 
 
-def write_run(outcome: Outcome, folder: Path, timing: dict[str, Any] | None = None) -> list[Path]:
+def _show_network(views: Mapping[str, Any]) -> None:
+    """Algorithms taken, and the links that are busy longest."""
+    chosen = views.get("algorithms", [])
+    rows = [[r["what"], r["algorithm"], r["asked"], fmt_seconds(r["seconds"]), r["evidence"]] for r in chosen]
+    if rows:
+        table("Communication", ["what", "algorithm", "asked for", "mean time", "evidence"], rows, right=[3])
+    links = views.get("links")
+    if links:
+        rows = [
+            [r["link"], fmt_bytes(r["bytes"]), fmt_si(r["bytes_per_s"], "B/s"), fmt_seconds(r["seconds"])]
+            for r in links["busiest"]
+        ]
+        table(
+            "Busiest links, dispatch and combine of a step",
+            ["link", "bytes", "rate", "busy"],
+            rows,
+            right=[1, 2, 3],
+        )
+        if links["sound_busiest_s"] is not None:
+            note(f"with every part sound the busiest link is busy {fmt_seconds(links['sound_busiest_s'])}")
+
+
+def write_run(outcome: AnyOutcome, folder: Path, timing: dict[str, Any] | None = None) -> list[Path]:
     """Everything a run leaves behind, in ``folder``; the report comes first."""
     from moesim.report.page import write_page  # noqa: PLC0415
 
@@ -110,7 +133,7 @@ def write_run(outcome: Outcome, folder: Path, timing: dict[str, Any] | None = No
     return [write_page([document], folder / "report.html", title=document["title"]), *written]
 
 
-def write_results(outcomes: Sequence[Outcome], folder: Path, *, title: str) -> list[Path]:
+def write_results(outcomes: Sequence[AnyOutcome], folder: Path, *, title: str) -> list[Path]:
     """One report over several runs, each with its files in a folder of its name; the report comes first."""
     from moesim.report.page import write_page  # noqa: PLC0415
 
@@ -120,7 +143,7 @@ def write_results(outcomes: Sequence[Outcome], folder: Path, *, title: str) -> l
 
 
 def _write_parts(
-    outcome: Outcome, folder: Path, timing: dict[str, Any] | None = None
+    outcome: AnyOutcome, folder: Path, timing: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], list[Path]]:
     """Document of a run beside its run.json, figures and timeline."""
     from moesim.files import write_json  # noqa: PLC0415

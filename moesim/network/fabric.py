@@ -14,6 +14,7 @@ from moesim.evidence import Estimate, Grade, Seconds
 from moesim.files import find, read_tree, validated
 from moesim.network.faults import Faults
 from moesim.network.fit_file import NetworkFits, network_fits
+from moesim.network.topology import Topology
 from moesim.network.traffic import Deduplication
 
 if TYPE_CHECKING:
@@ -93,6 +94,10 @@ class Fabric:
         Ranks that a port is meant for, over ports: what ``nic_bytes_per_s`` of a rank is of a port's.
     scale_up_speed, port_speed : ndarray, ``(rank,)``
         Fraction of the rate that each rank's scale-up port, and the network port it uses, still reaches.
+    device_speed : ndarray, ``(rank,)``
+        Fraction of its own arithmetic and memory that each rank reaches.
+    topology : Topology
+        Every link of the cluster.
     communication : Communication
         Algorithms in use.
     fits : NetworkFits or None
@@ -110,6 +115,8 @@ class Fabric:
     port_share: float
     scale_up_speed: NDArray[np.float64]
     port_speed: NDArray[np.float64]
+    device_speed: NDArray[np.float64]
+    topology: Topology
     communication: Communication
     efficiencies: NetworkEfficiencies
     fits: NetworkFits | None
@@ -151,6 +158,8 @@ class Fabric:
             port_share=node.num_devices / rails,
             scale_up_speed=faults.speeds(faults.scale_up_speed, num_ranks),
             port_speed=faults.speeds(faults.nic_speed, cluster.num_nodes * rails)[port],
+            device_speed=faults.speeds(faults.device_speed, num_ranks),
+            topology=Topology.of(cluster, faults),
             communication=communication or Communication(),
             efficiencies=roofline_efficiencies(),
             fits=network_fits(node.device.name),

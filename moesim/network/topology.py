@@ -68,6 +68,8 @@ class Topology:
         Rate of one direction, and the delay that the link adds to a path. [bytes/s], [s]
     edges : tuple
         ``(tail, head, link)`` of the graph; link -1 for ends that are one piece of hardware.
+    uplink_ratio : float
+        Least up-link over down-link rate of a leaf, faults included; 1 where there is none. [-]
     """
 
     link_names: tuple[str, ...]
@@ -77,6 +79,7 @@ class Topology:
     blocks: dict[str, slice]
     layout: Layout
     core: CorePaths | None = None
+    uplink_ratio: float = 1.0
 
     @classmethod
     def of(cls, cluster: Cluster, faults: Faults | None = None) -> Topology:
@@ -93,8 +96,10 @@ class Topology:
         _add_scale_up(builder, cluster, layout)
         core = _add_scale_out(builder, cluster, layout) if layout.rails else None
         _slow_down(builder, layout, faults)
+        slowest = min([1.0, *faults.uplink_speed.values()])
         return cls(
             core=core,
+            uplink_ratio=slowest / cluster.scale_out.oversubscription_ratio,
             link_names=tuple(builder.names),
             capacity_bytes_per_s=np.array(builder.capacity),
             latency_s=np.array(builder.latency),
@@ -174,6 +179,26 @@ class Topology:
             *remote_loads(layout, remote, self.core),
         ):
             loads[..., self.blocks[block]] += values
+        return loads
+
+    @property
+    def shared(self) -> NDArray[np.int64]:
+        """Links that can hold traffic back though every port has room, ``(shared link,)``."""
+        names = ["mesh", "pair", "switch_out", "switch_in", "socket", "core"]
+        uplinks = [name for name in ("leaf_out", "leaf_in") if name in self.blocks]
+        if uplinks and self.uplink_ratio < 1:
+            names += uplinks
+        places = [np.arange(p.start, p.stop) for n in names if (p := self.blocks.get(n)) is not None]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *places])
+
+    def shared_loads(self, traffic: Floats, ranks: NDArray[np.int64]) -> Floats:
+        """Load of each link of :attr:`shared`, ``(layer, member, member) -> (layer, shared link)``."""
+        shared, whole = self.shared, np.zeros((self.num_ranks, self.num_ranks))
+        loads = np.zeros((len(traffic), len(shared)))
+        place = np.ix_(ranks, ranks)
+        for layer, own in enumerate(traffic):
+            whole[place] = own
+            loads[layer] = self.link_bytes(whole)[shared]
         return loads
 
     def slowest(self, link_bytes: Floats) -> tuple[str, float]:

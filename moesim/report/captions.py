@@ -83,6 +83,16 @@ def traffic(document: Document) -> str:
     return f"{share}; {_busiest_port(out if out.sum() else up, view['scope'])}"
 
 
+def links(document: Document) -> str:
+    """Busiest link, and what it was with every part sound."""
+    view = document["views"]["links"]
+    worst = view["busiest"][0]
+    text = f"Busiest link {worst['link']}: {fmt_seconds(worst['seconds'])} of bytes a step"
+    if view.get("sound_busiest_s"):
+        text += f", {fmt_seconds(view['sound_busiest_s'])} with every part sound"
+    return text
+
+
 def _busiest_port(pairs: NDArray[np.float64], scope: str) -> str:
     """Who sends or receives most, over the mean."""
     ports = {"sends": pairs.sum(axis=1), "receives": pairs.sum(axis=0)}

@@ -137,6 +137,35 @@ class Traffic(_Part):
         return self
 
 
+class LinkBlock(_Part):
+    """Seconds of every link of one kind."""
+
+    label: str
+    seconds: Annotated[list[Amount], Field(min_length=1)]
+    sound_seconds: list[Amount] | None = None
+
+    @model_validator(mode="after")
+    def _same_links(self) -> Self:
+        if self.sound_seconds is not None:
+            _check_lengths(self.seconds, self.sound_seconds)
+        return self
+
+
+class BusyLink(_Part):
+    """A link and what it carries."""
+
+    link: str
+    seconds: Amount
+
+
+class Links(_Part):
+    """How long links are busy."""
+
+    busiest: Annotated[list[BusyLink], Field(min_length=1)]
+    sound_busiest_s: Amount | None = None
+    blocks: list[LinkBlock]
+
+
 class Placement(_Part):
     """Row of the placement comparison."""
 
@@ -182,6 +211,7 @@ class Views(_Part):
     expert_load: ExpertLoad | None = None
     rank_load: RankLoad | None = None
     traffic: Traffic | None = None
+    links: Links | None = None
     comparison: list[Placement] = []
     timeline: Timeline | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moesim.report.expert_figures import comparison, expert_load, rank_load, traffic
+from moesim.report.link_figures import links
 from moesim.report.style import Document, Draw, save_png
 from moesim.report.time_figures import breakdown, memory, sensitivity, timeline
 
@@ -15,6 +16,7 @@ FIGURES: dict[str, Draw] = {
     "rank_load": rank_load,
     "comparison": comparison,
     "traffic": traffic,
+    "links": links,
     "timeline": timeline,
     "memory": memory,
 }

@@ -19,7 +19,7 @@ CHAPTERS = {
     "Where the time goes": ("breakdown",),
     "What limits it": ("sensitivity",),
     "Experts and ranks": ("expert_load", "rank_load", "comparison"),
-    "Bytes between ranks": ("traffic",),
+    "Bytes between ranks": ("traffic", "links"),
     "Timeline": ("timeline",),
     "Memory": ("memory",),
 }
@@ -32,6 +32,7 @@ CAPTIONS = {
     "rank_load": "Expected tokens of each rank on traffic that no placement has seen.",
     "comparison": "How far the largest rank load is from what can be proven, and what that does to the step.",
     "traffic": "Dispatch and combine of one step from actual destinations, mean over routed batches.",
+    "links": "Seconds that each link needs at its datasheet rate for those bytes, one strip a kind of link.",
     "timeline": "Least busy, most busy and ranks between. The whole timeline is in timeline.json.gz "
     "(ui.perfetto.dev opens it).",
     "memory": "Memory ledger per rank; the line is the capacity of the device.",

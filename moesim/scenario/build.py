@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -316,7 +317,11 @@ class _Router:
         ranks = stage.stage.ranks
         split = None if placement.split is None else placement.split[self.rows]
         self.table = CopyTable.of(placement.physical_to_logical[self.rows], placement.num_experts, split)
-        domain = np.asarray(built.machine.fabric.domain[ranks])
+        fabric = built.machine.fabric
+        domain = np.asarray(fabric.domain[ranks])
+        self.shared_loads = (
+            partial(fabric.topology.shared_loads, ranks=ranks) if len(fabric.topology.shared) else None
+        )
         self.ranks = ExpertRanks(built.plan.ep_rank(), domain, placement.num_slots)
 
     def route(self, ids: NDArray[np.int64] | None, start: int, stop: int) -> RoutedBatch:
@@ -328,4 +333,5 @@ class _Router:
         group, position = np.divmod(np.arange(plan.attention_dp * (stop - start)), stop - start)
         source = group * plan.tp + position % plan.tp
         flat = grouped.reshape(-1, *grouped.shape[2:])
-        return route(flat, source, self.table, self.ranks, self.built.scenario.network.deduplicate)
+        deduplicate = self.built.scenario.network.deduplicate
+        return route(flat, source, self.table, self.ranks, deduplicate, self.shared_loads)

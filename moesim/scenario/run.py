@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from moesim.engine.critical_path import critical_path
 from moesim.metrics.breakdown import evidence_shares, path_breakdown
 from moesim.scenario.build import Built, build, routed_lanes
+from moesim.scenario.link_views import Stages, algorithms_view, links_view
 from moesim.scenario.numbers import metrics_of
+from moesim.scenario.offload import OffloadOutcome, run_offload
+from moesim.scenario.offloading import Offloading, build_offload
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.result import Metric, Result, Sensitivity
 from moesim.scenario.sensitivity import sensitivities
@@ -28,8 +33,18 @@ class Outcome:
     simulated: Simulated
 
 
-def run(resolved: Resolved) -> Outcome:
+AnyOutcome: TypeAlias = Outcome | OffloadOutcome
+
+
+def built_of(resolved: Resolved) -> Built | Offloading:
+    """Objects of a scenario, after all checks, without simulating."""
+    return build_offload(resolved) if resolved.scenario.question == "offload" else build(resolved)
+
+
+def run(resolved: Resolved, *, with_changes: bool = True) -> AnyOutcome:
     """Simulate a resolved scenario.
+
+    ``with_changes=False`` leaves out what only a report needs and costs whole runs (offload).
 
     Raises
     ------
@@ -38,6 +53,8 @@ def run(resolved: Resolved) -> Outcome:
     InfeasibleError
         The model does not fit.
     """
+    if resolved.scenario.question == "offload":
+        return run_offload(resolved, with_changes=with_changes)
     return run_built(build(resolved))
 
 
@@ -73,12 +90,19 @@ def run_built(built: Built) -> Outcome:
         evidence={str(grade): share for grade, share in evidence_shares(breakdown).items()},
         sensitivity=changes,
         memory=memory_view(built),
-        views=routing_views(built, batches),
+        views=_views(built, batches, simulated.median),
         sources=sources_of(built),
         inputs=inputs_of(_files(built)),
         warnings=_warnings(built),
     )
     return Outcome(result, built, simulated)
+
+
+def _views(built: Built, batches: Sequence[Stages], median: int) -> dict[str, Any]:
+    links = links_view(built, batches)
+    algorithms = algorithms_view(built, batches[median])
+    network = ({} if links is None else {"links": links}) | ({"algorithms": algorithms} if algorithms else {})
+    return routing_views(built, batches) | network
 
 
 def _answer(built: Built, metrics: dict[str, Metric], headline: str) -> str:

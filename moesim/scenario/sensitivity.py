@@ -76,6 +76,9 @@ def sensitivities(
         machine = machine_of(cluster, built.plan.num_devices, scenario.network, scenario.faults)
         seconds = _seconds(built, machine, lanes, of_latency)
         found.append((f"cluster.{knob.path}", knob.label, seconds))
+    if not built.scenario.faults.is_empty:
+        sound = machine_of(built.scenario.cluster, built.plan.num_devices, built.scenario.network)
+        found.append(("faults", "every part sound", _seconds(built, sound, lanes, of_latency)))
     if any(lane.routed is not None for stage in lanes for lane in stage):
         even = [[_balanced(lane) for lane in stage] for stage in lanes]
         seconds = _seconds(built, built.machine, even, of_latency)
@@ -122,4 +125,5 @@ def balanced(batch: RoutedBatch) -> RoutedBatch:
         padded_rows={tile: mean(rows) for tile, rows in batch.load.padded_rows.items()},
     )
     ports = PortTokens(*(mean(getattr(batch.ports, field.name)) for field in fields(PortTokens)))
-    return replace(batch, load=load, ports=ports)
+    # how even traffic lies on shared links is not known: ports alone are counted
+    return replace(batch, load=load, ports=ports, shared=None, shared_back=None)

@@ -36,7 +36,6 @@ from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
 from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter
 from moesim.network.exchanges.base import Load, Phase, exchange
 from moesim.network.fabric import Fabric
-from moesim.network.traffic import PortTokens
 from moesim.steps.block import Block, Exchange
 from moesim.steps.routing import RoutedBatch
 
@@ -133,6 +132,7 @@ class StageBuilder:
     def __post_init__(self) -> None:
         self._moe_index = {layer: row for row, layer in enumerate(self.moe_layers)}
         self._sharding = Sharding(self.stage.tp, self.dtypes)
+        self._has_slow_devices = bool((self.fabric.device_speed < 1).any())
         self._token_bytes = self.model.hidden_size * bytes_per_element(self.dtypes.activations)
 
     @property
@@ -211,7 +211,14 @@ class StageBuilder:
             sums[name] = (
                 estimate if before is None else replace(before, seconds=before.seconds + estimate.seconds)
             )
-        return tuple(Part(name.split("|")[0], "compute", estimate) for name, estimate in sums.items())
+        return tuple(
+            Part(name.split("|")[0], "compute", self.slowed(estimate)) for name, estimate in sums.items()
+        )
+
+    def slowed(self, estimate: Estimate) -> Estimate:
+        """The same work where some devices run below their rate: seconds of each rank."""
+        speed = self.fabric.device_speed
+        return replace(estimate, seconds=estimate.seconds / speed) if self._has_slow_devices else estimate
 
     def _tensor_parallel(
         self, layer: int, name: str, collective: Collective, tokens: float, *, whole_stage: bool = False
@@ -236,6 +243,21 @@ class StageBuilder:
 
     def _tp_group(self) -> NDArray[np.int64]:
         return self.scattered(np.arange(len(self.stage.ranks)) // self.stage.tp, fill=-1)
+
+    def exchange_load(self, phase: Phase, lane: Lane, routed: RoutedBatch) -> Load:
+        """What dispatch or combine of a lane's layers moves."""
+        there = phase == "dispatch"
+        dispatched = self.model.hidden_size * bytes_per_element(self.dispatch_dtype)
+        return Load(
+            phase=phase,
+            ports=routed.ports if there else routed.ports.transposed(),
+            row_bytes=dispatched if there else self._token_bytes,
+            ranks=self.stage.ranks,
+            tokens_per_rank=lane.tokens / self.stage.tp,
+            num_experts=self.num_slots,
+            deduplicate=self.fabric.communication.deduplicate,
+            shared=routed.shared if there else routed.shared_back,
+        )
 
     def scattered(self, values: NDArray[Number], fill: int = 0) -> NDArray[Number]:
         """Values of the stage's ranks as an array over all ranks."""
@@ -265,26 +287,11 @@ class _ExpertTimes:
             estimate = builder.cost.experts(op, _rows(routed.load, rows))
             seconds = np.asarray(estimate.seconds, dtype=np.float64)
             for at, row in enumerate(rows):
-                self._compute[row] = Part(
-                    "experts", "compute", replace(estimate, seconds=builder.scattered(seconds[at]))
-                )
+                of_rank = replace(estimate, seconds=builder.scattered(seconds[at]))
+                self._compute[row] = Part("experts", "compute", builder.slowed(of_rank))
         if stage.dispatches:
-            there = model.hidden_size * bytes_per_element(builder.dispatch_dtype)
-            self._dispatch = self._moved("dispatch", routed.ports, there, lane)
-            self._combine = self._moved("combine", routed.ports.transposed(), builder._token_bytes, lane)  # noqa: SLF001
-
-    def _moved(self, phase: Phase, ports: PortTokens, row_bytes: float, lane: Lane) -> Estimate:
-        builder = self._builder
-        load = Load(
-            phase=phase,
-            ports=ports,
-            row_bytes=row_bytes,
-            ranks=builder.stage.ranks,
-            tokens_per_rank=lane.tokens / builder.stage.tp,
-            num_experts=builder.num_slots,
-            deduplicate=builder.fabric.communication.deduplicate,
-        )
-        return exchange(load, builder.fabric)[1]
+            self._dispatch = exchange(builder.exchange_load("dispatch", lane, routed), builder.fabric)[1]
+            self._combine = exchange(builder.exchange_load("combine", lane, routed), builder.fabric)[1]
 
     def compute(self, row: int) -> Part:
         """Expert block of one MoE layer."""

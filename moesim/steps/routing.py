@@ -6,6 +6,7 @@ traffic are those of the replayed tokens and not of an average.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -90,6 +91,8 @@ class RoutedBatch:
         Tokens that dispatch moves through each rank's ports.
     traffic : Traffic, each ``(rank, rank)``
         Tokens that dispatch moves between ranks, all layers together.
+    shared, shared_back : ndarray, ``(layer, shared link)``, optional
+        Tokens that dispatch and combine move over each shared link of the topology.
     expert_counts : ndarray, ``(layer, expert)``
         Tokens of each logical expert.
     """
@@ -98,6 +101,8 @@ class RoutedBatch:
     ports: PortTokens
     traffic: Traffic
     expert_counts: NDArray[np.int64]
+    shared: NDArray[np.float64] | None = None
+    shared_back: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,7 @@ def route(
     table: CopyTable,
     ranks: ExpertRanks,
     deduplicate: Deduplication,
+    shared_loads: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
 ) -> RoutedBatch:
     """Routed batch of the given tokens.
 
@@ -150,6 +156,8 @@ def route(
         Who holds the slots.
     deduplicate : {'expert', 'rank', 'node'}
         What dispatch sends once.
+    shared_loads : callable, optional
+        ``(layer, rank, rank) -> (layer, shared link)``, where links beside the ports can hold traffic back.
     """
     num_tokens, num_layers, _ = expert_ids.shape
     num_experts = table.slots.shape[1]
@@ -165,7 +173,15 @@ def route(
         ports=traffic.ports(),
         traffic=Traffic(traffic.scale_up.sum(axis=0), traffic.scale_out.sum(axis=0)),
         expert_counts=_count_by_layer(expert_ids, num_experts),
+        **({} if shared_loads is None else _shared(traffic, shared_loads)),
     )
+
+
+def _shared(
+    traffic: Traffic, shared_loads: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    pairs = traffic.scale_up + traffic.scale_out
+    return {"shared": shared_loads(pairs), "shared_back": shared_loads(pairs.swapaxes(-1, -2))}
 
 
 def _count_by_layer(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:

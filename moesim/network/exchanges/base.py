@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
 import numpy as np
@@ -41,6 +41,8 @@ class Load:
         Expert slots of the layer. [-]
     deduplicate : str
         What ``ports`` count once.
+    shared : ndarray, ``(..., shared link)``, optional
+        Tokens on each of the topology's shared links; None: ports alone are known.
     """
 
     phase: Phase
@@ -50,6 +52,7 @@ class Load:
     tokens_per_rank: float
     num_experts: int
     deduplicate: Deduplication
+    shared: NDArray[np.float64] | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -70,7 +73,17 @@ class Load:
         out, into = (
             fabric.worst_nic(load, self.ranks) for load in (self.ports.scale_out_out, self.ports.scale_out_in)
         )
-        return np.maximum(out, into) * self.row_bytes * fabric.oversubscription_ratio
+        # without the loads of the leaf switches' links, every byte may have to cross them
+        ratio = fabric.oversubscription_ratio if self.shared is None else 1.0
+        return np.maximum(out, into) * self.row_bytes * ratio
+
+    def shared_s(self, fabric: Fabric) -> NDArray[np.float64] | float:
+        """Time that the busiest shared link needs at the rate that links reach, ``(...)``. [s]"""
+        if self.shared is None or self.shared.shape[-1] == 0:
+            return 0.0
+        topology = fabric.topology
+        reached = topology.capacity_bytes_per_s[topology.shared] * fabric.efficiencies.nic_bandwidth_fraction
+        return np.asarray((self.shared * self.row_bytes / reached).max(-1))
 
 
 class Exchange(Protocol):
@@ -105,16 +118,24 @@ def exchange(load: Load, fabric: Fabric) -> tuple[str, Estimate]:
     """
     name = fabric.communication.exchange
     if name != AUTO:
-        found = exchanges.build(name, field="network.exchange").price(load, fabric)
+        found = _priced(exchanges.build(name, field="network.exchange"), load, fabric)
         if found is None:
             raise does_not_apply(name, load, fabric)
         return name, found
     offers: dict[str, Estimate] = {}
     for other, kind in exchanges.items():
-        priced = kind().price(load, fabric)
+        priced = _priced(kind(), load, fabric)
         if priced is not None and (kind.is_usual or GRADES.index(priced.grade) < GRADES.index("roofline")):
             offers[other] = priced
     return cheapest(offers)
+
+
+def _priced(algorithm: Exchange, load: Load, fabric: Fabric) -> Estimate | None:
+    """Price of an algorithm, but no less than the busiest shared link needs."""
+    found = algorithm.price(load, fabric)
+    if found is None or load.shared is None:
+        return found
+    return replace(found, seconds=np.maximum(found.seconds, load.shared_s(fabric)))
 
 
 def cheapest(offers: dict[str, Estimate]) -> tuple[str, Estimate]:
