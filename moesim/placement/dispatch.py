@@ -47,7 +47,8 @@ class Dispatched:
     def imbalance(self) -> Floats:
         """Largest over mean rank load, ``(layers,)``; 1 for a layer without tokens. [-]"""
         mean: Floats = self.rank_loads.mean(axis=1)
-        return np.divide(self.rank_loads.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0)
+        ratio = np.divide(self.rank_loads.max(axis=1), mean, out=np.ones_like(mean), where=mean > 0)
+        return np.asarray(ratio, np.float64)
 
 
 def dispatch(
@@ -106,7 +107,8 @@ def _counts(expert_ids: Ints, source: Ints, placement: Placement) -> Floats:
     known = np.where(expert_ids >= 0, expert_ids, placement.num_experts)
     layer = np.arange(placement.num_layers)[:, None]
     cells = (source[:, None, None] * shape[1] + layer) * shape[2] + known
-    return np.bincount(cells.ravel(), minlength=int(np.prod(shape))).reshape(shape)[..., :-1].astype(float)
+    counts = np.bincount(cells.ravel(), minlength=int(np.prod(shape))).reshape(shape)
+    return np.asarray(counts[..., :-1], np.float64)
 
 
 def _destinations(expert_ids: Ints, source: Ints, served: Served) -> Ints:

@@ -43,7 +43,7 @@ class Effort:
 
     gap_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.001
     time_limit_s: Annotated[float, Field(gt=0)] = 60.0
-    max_nodes: Annotated[int, Field(ge=1)] = 50
+    max_nodes: Annotated[int, Field(ge=1)] = 20
     max_variables: Annotated[int, Field(ge=0)] = 600
 
     @property
@@ -112,5 +112,7 @@ def assigned(
             values[index] = layer.value(counts)
             rows[index] = slots_of(counts, rows.shape[2])
     placement = Placement(rows.reshape(problem.num_layers, -1), problem.num_experts, problem.num_ranks)
-    notes = tuple(f"{ends[end]} layers {told}" for end, told in ENDS.items() if ends[end])
+    notes = tuple(
+        f"{ends[end]} layer{'s' if ends[end] > 1 else ''} {told}" for end, told in ENDS.items() if ends[end]
+    )
     return Layered(placement, values, np.minimum(bounds, values), notes)

@@ -6,9 +6,13 @@ changes how many weights must be loaded to get there from the placement before.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from moesim.placement.placed import Floats, Ints, Placement
+from moesim.placement.problem import Problem
+from moesim.placement.registry import Solution
 
 
 def renumbered(placement: Placement, before: Placement, ranks_per_node: int | None = None) -> Placement:
@@ -82,3 +86,16 @@ def _exchanged(common: Floats, rank_of_set: Ints) -> Ints:
 
 def _kept(common: Floats, rank_of_set: Ints) -> Ints:
     return np.asarray(np.take_along_axis(common, rank_of_set[:, :, None], axis=2).sum(axis=(1, 2)), np.int64)
+
+
+def renumbered_solution(solution: Solution, before: Placement, problem: Problem) -> Solution:
+    """A solution whose ranks are numbered so that few experts move, where ranks are alike to its method.
+
+    They are not where speeds or slots differ, nor to a method with an objective of its own (which
+    may be about ways between ranks).
+    """
+    slots = problem.capacity
+    is_alike = problem.speeds is None and solution.own is None and bool((slots == slots[0, 0]).all())
+    if not is_alike or before.slots_per_rank != solution.placement.slots_per_rank:
+        return solution
+    return replace(solution, placement=renumbered(solution.placement, before, problem.ranks_per_node))

@@ -27,8 +27,11 @@ class RobustIlp(Effort):
     """Smallest largest rank load of a batch, in the mean over the problem's batches.
 
     Copies are those of the balanced placement; where they live is searched by exchanges that look at
-    every batch, and then given to the integer program. The sum over all batches counts as one more
-    batch of price ``sum_weight``, so that few batches are not learnt by heart.
+    every batch. Layers of at most ``max_variables`` are then given to the integer program; on larger
+    ones it finds nothing better in minutes and only raises the bound.
+
+    The sum over all batches counts as one more batch of price ``sum_weight``, so that few batches are
+    not learnt by heart.
 
     Parameters
     ----------
@@ -36,6 +39,8 @@ class RobustIlp(Effort):
         Price of the largest rank load of all traffic (scaled to one batch), in batches. [-]
     """
 
+    max_nodes: Annotated[int, Field(ge=1)] = 20
+    max_variables: Annotated[int, Field(ge=0)] = 64
     sum_weight: Annotated[float, Field(ge=0)] = 4.0
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:

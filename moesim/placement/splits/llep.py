@@ -96,7 +96,7 @@ class Llep:
         totals = ledger.load + ledger.pending
         totals[home] += kept
         least = int(totals.argmin())
-        if least == home or rest < self.min_tokens:
+        if least == home:
             return rest
         ledger.give(expert, least, rest)
         return 0.0

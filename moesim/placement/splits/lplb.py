@@ -56,7 +56,7 @@ def _solved(tokens: Floats, row: Ints, placement: Placement) -> Floats | None:
         elif tokens[expert] > 0:
             share[slot] = variable(model, f"f{slot}", 0, 1, whole=False)
             terms[rank].append((share[slot], float(tokens[expert] / scale)))
-    for expert in many:
+    for expert in many.tolist():
         model += total([(share[slot], 1) for slot in np.flatnonzero(row == expert)]) == 1
     for rank in range(placement.num_ranks):
         model += total([*terms[rank], (top, -1)]) <= -float(fixed[rank])
@@ -64,7 +64,7 @@ def _solved(tokens: Floats, row: Ints, placement: Placement) -> Floats | None:
     if outcome.values is None:
         return None
     found = np.where(row >= 0, 1.0 / np.maximum(copies, 1)[np.maximum(row, 0)], 0.0)
-    for expert in many:
+    for expert in many.tolist():
         slots = np.flatnonzero(row == expert)
         part = np.maximum([outcome.values[f"f{slot}"] for slot in slots], 0.0)
         found[slots] = part / part.sum()
