@@ -15,12 +15,12 @@ from moesim.offload.prefetchers import View
 from moesim.offload.state import Ordered, State
 from moesim.units import PS_PER_S
 
-COPY, COMPUTE, CPU_KIND, PIM_KIND = "host_copy", "compute", "cpu_compute", "pim_compute"
+COPY, COMPUTE, CPU_KIND, PIM_KIND = "copy", "compute", "cpu_compute", "pim_compute"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Task:
-    """A layer of a pass: where it is, when its gate spoke, which experts it needs and what becomes of them."""
+    """A layer of a pass: when its gate spoke, which experts it needs, what becomes of them."""
 
     at: int
     index: int

@@ -134,8 +134,76 @@ class OverlapSection(Strict):
         return dict(self.__pydantic_extra__ or {})
 
 
+class CacheSection(Strict):
+    """Experts that the device holds: a registered cache policy with its parameters, and sizes."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    policy: str = Field("lru", description="registered cache policy; other fields are its parameters")
+    slots_per_layer: int | None = Field(
+        None, ge=0, description="experts held of each MoE layer; default: as many as fit"
+    )
+    layout: Literal["even", "shallow", "front"] = Field(
+        "even", description="equal layers, more for the first layers, or whole layers from the first on"
+    )
+    pooled: bool = Field(False, description="one cache for all layers instead of one a layer")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the policy."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class HostMemorySection(Strict):
+    """Experts that host memory holds; the rest lies on the disk."""
+
+    policy: str = Field("lru", description="registered cache policy of host memory")
+    slots_per_layer: int | None = Field(
+        None, ge=1, description="experts held of each MoE layer; default: all, or as many as fit"
+    )
+    pinned: bool = Field(True, description="copies to the device start from pinned memory")
+
+
+class PrefetchSection(Strict):
+    """What is fetched ahead: a registered prefetcher with its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    policy: str = Field("none", description="registered prefetcher; other fields are its parameters")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the prefetcher."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ExecutorSection(Strict):
+    """Who computes experts: a registered executor with its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    policy: str = Field("device", description="registered executor; other fields are its parameters")
+    cpu_threads: int | None = Field(None, ge=1, description="threads of CPU experts; default: all cores")
+    sockets: int | None = Field(None, ge=1, description="sockets in use; default: all")
+    layer_overhead_s: float = Field(0.0, ge=0, description="host time a layer that the device waits for")
+    pass_overhead_s: float = Field(0.0, ge=0, description="host time a pass that the device waits for")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the executor."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class OffloadSection(Strict):
+    """What an offload run serves: ``batch.tokens_per_rank`` sequences or tokens a pass."""
+
+    phase: Literal["decode", "prefill"] = "decode"
+    passes: int = Field(32, ge=1, description="passes that are measured")
+    warmup_passes: int = Field(16, ge=0, description="passes before them that fill the caches")
+
+
 class MemorySection(Strict):
-    """What of the device memory is not the model's."""
+    """What the memories hold, and what of the device's is not the model's."""
 
     reserved_fraction: float = Field(
         RESERVED_FRACTION,
@@ -143,6 +211,9 @@ class MemorySection(Strict):
         lt=1,
         description="assumed: driver context, workspaces, graphs and fragmentation",
     )
+    cache: CacheSection = CacheSection()
+    host: HostMemorySection = HostMemorySection()
+    prefetch: PrefetchSection = PrefetchSection()
 
 
 class BandsSection(Strict):
@@ -157,7 +228,7 @@ class Scenario(Strict):
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$")]
     description: str = ""
-    question: Literal["decode_step", "prefill_step"]
+    question: Literal["decode_step", "prefill_step", "offload"]
     model: dict[str, Any] = Field(description="bundled name, path to a config.json, or its fields")
     dtypes: Dtypes = Dtypes()
     cluster: Cluster = Field(description="profile name or its fields")
@@ -169,6 +240,8 @@ class Scenario(Strict):
     faults: Faults = Field(Faults(), description="links, ports and devices that are slow or dead")
     overlap: OverlapSection = OverlapSection()
     memory: MemorySection = MemorySection()
+    executor: ExecutorSection = ExecutorSection()
+    offload: OffloadSection = OffloadSection()
     interpreter: Literal["vector", "events"] = "vector"
     bands: BandsSection = BandsSection()
     seed: int = Field(0, ge=0)

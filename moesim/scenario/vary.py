@@ -65,7 +65,7 @@ def vary(
     A point that does not fit or contradicts itself is kept with its error; a wrong baseline is raised.
     """
     tree = read_tree(find(name_or_path, ROOM))
-    baseline = run(resolve_tree(_copy(tree), overrides)).result
+    baseline = run(resolve_tree(_copy(tree), overrides), with_changes=False).result
     combinations = list(itertools.product(*axes))
     points = []
     for number, combination in enumerate(combinations):
@@ -77,7 +77,8 @@ def vary(
 
 def _point(tree: Tree, overrides: Sequence[str], combination: tuple[str, ...]) -> Point:
     try:
-        return Point(combination, run(resolve_tree(_copy(tree), [*overrides, *combination])).result)
+        resolved = resolve_tree(_copy(tree), [*overrides, *combination])
+        return Point(combination, run(resolved, with_changes=False).result)
     except MoesimError as error:
         return Point(combination, None, str(error))
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.evidence import rng_for
+from moesim.files import Tree
 from moesim.hardware.audit import field_origins
 from moesim.kernels.efficiency import roofline_efficiencies
 from moesim.kernels.fitted import FittedCost
@@ -126,13 +127,18 @@ def memory_view(built: Built) -> dict[str, Any]:
     return {"capacity_bytes": ledger.capacity_bytes, "per_rank": rows}
 
 
-def sources_of(built: Built) -> list[dict[str, Any]]:
-    """Every described number that the run used, with its grade and source."""
-    rows = [
+def sources_of_cluster(tree: Tree) -> list[dict[str, Any]]:
+    """Every described number of the machine, with its grade and source."""
+    return [
         {"path": f"cluster.{o.path}", "value": o.value, "unit": o.unit, "grade": o.grade, "source": o.source}
-        for o in field_origins(built.resolved.tree.sub("cluster"))
+        for o in field_origins(tree.sub("cluster"))
         if o.grade
     ]
+
+
+def sources_of(built: Built) -> list[dict[str, Any]]:
+    """Every described number that the run used, with its grade and source."""
+    rows = sources_of_cluster(built.resolved.tree)
     for title, efficiencies in (
         ("kernels", roofline_efficiencies()),
         ("network", built.machine.fabric.efficiencies),

@@ -1,0 +1,34 @@
+"""Rates that hosts and links reach, as described data."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moesim.files import find, read_tree, validated
+
+
+class Rates(BaseModel):
+    """Shares of datasheet peaks and fixed times; see the file for meaning and sources."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    schema_version: int
+    name: str
+    cpu_bandwidth_fraction: float = Field(gt=0, le=1)
+    cpu_tile_fraction: float = Field(gt=0, le=1)
+    cpu_vector_fraction: float = Field(gt=0, le=1)
+    cpu_vector_max_tokens: int = Field(ge=0)
+    cpu_expert_s: float = Field(ge=0)
+    handover_s: float = Field(ge=0)
+    pageable_fraction: float = Field(gt=0, le=1)
+    cores_to_saturate_fraction: float = Field(gt=0, le=1)
+    sigma: float = Field(ge=0)
+    sources: dict[str, str]
+
+
+@lru_cache(maxsize=1)
+def hybrid_rates() -> Rates:
+    """The shipped file ``calibration/roofline/hybrid.yaml``."""
+    return validated(Rates, read_tree(find("hybrid", "calibration", suffixes=(".yaml",))))
