@@ -54,6 +54,10 @@ class KernelCost(Protocol):
         """Duration of a grouped expert block for a histogram of tokens per expert."""
         ...
 
+    def permutes(self, op: GroupedExperts) -> bool:
+        """Whether that duration holds the gather of the experts' rows and the sum of their results."""
+        ...
+
 
 def compute_dtype(weight_dtype: str, activation_dtype: str, device: Device) -> str:
     """Datatype in which a GEMM multiplies.
@@ -119,6 +123,11 @@ class RooflineCost:
         launched = np.where(load.rows > 0, seconds + EXPERT_LAUNCHES * self.device.launch_s, 0.0)
         return Estimate(launched, "moe", self.efficiencies.grade, reached.sigma)
 
+    def permutes(self, op: GroupedExperts) -> bool:
+        """No: the grouped products alone."""
+        del op
+        return False
+
     def _bandwidth(self, family: str) -> float:
         fraction = self.efficiencies.families[family].bandwidth_fraction
         return self.device.main_memory.bandwidth_bytes_per_s * fraction
@@ -157,6 +166,11 @@ class FixedCost:
     def experts(self, op: GroupedExperts, load: ExpertLoad) -> Estimate:
         """``seconds`` where an expert has a token."""
         return self._where(load.rows, FAMILY[type(op)])
+
+    def permutes(self, op: GroupedExperts) -> bool:
+        """No."""
+        del op
+        return False
 
     def _where(self, amount: Seconds, family: str) -> Estimate:
         return Estimate(np.where(np.asarray(amount) > 0, self.seconds, 0.0), family, self.grade, self.sigma)

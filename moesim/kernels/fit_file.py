@@ -12,6 +12,7 @@ from moesim.errors import InputError
 from moesim.evidence import Grade
 from moesim.files import find, listed
 from moesim.files.document import read_document, write_document
+from moesim.kernels.forms.correction import Correction
 from moesim.kernels.forms.families import FORMS
 from moesim.kernels.measured import FAMILIES
 
@@ -56,6 +57,10 @@ class Fit(_Frozen):
         As of the measured table. Empty ``variant``, or the part of the rows it is for.
     parameters, choice : dict
         Of the family's form.
+    correction : Correction, optional
+        What the form leaves over.
+    permutes : bool
+        Family ``moe``: gathering the rows of the experts and adding up their results is in the time.
     sigma : dict
         Standard deviation of ln(measured / predicted) by regime, from held-in residuals. [-]
     seen : dict
@@ -80,6 +85,8 @@ class Fit(_Frozen):
     variant: str = ""
     parameters: dict[str, float]
     choice: dict[str, bool | int | str] = Field(default_factory=dict)
+    correction: Correction | None = None
+    permutes: bool = False
     sigma: dict[Regime, float]
     seen: dict[str, tuple[float, float]]
     larger_sigma_ratio: float = Field(default=1.5, ge=1)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from moesim.evidence import Estimate, Grade
 from moesim.hardware.schema import Device
+from moesim.kernels.correction_table import CorrectionTable
 from moesim.kernels.cost import FAMILY, KernelCost
 from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit
 from moesim.kernels.forms.base import Machine, Parts
@@ -42,6 +43,7 @@ class _Kernel:
     parameters: Any
     choice: Any
     sigma: NDArray[np.float64]
+    table: CorrectionTable | None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,11 @@ class FittedCost:
         work = kernel.form.work(_arrays(columns), kernel.fit.dtype)
         return self._timed(kernel, work, columns, "moe")
 
+    def permutes(self, op: GroupedExperts) -> bool:
+        """Whether the kernel was timed from tokens in their own order."""
+        kernel = self._found("moe", "", op.weight_dtype)
+        return self.fallback.permutes(op) if kernel is None else kernel.fit.permutes
+
     def _prefill(self, op: AttentionPrefill) -> Estimate:
         columns = {
             "num_sequences": op.num_sequences,
@@ -163,6 +170,8 @@ class FittedCost:
 
     def _timed(self, kernel: _Kernel, work: Any, columns: Columns, family: str) -> Estimate:
         parts = kernel.form.seconds(work, kernel.machine, kernel.parameters, kernel.choice)
+        if kernel.table is not None:
+            parts = parts._replace(seconds=parts.seconds * kernel.table.factor(columns))
         sigma = max(self._sigma(kernel, parts, columns), self._least_sigma(kernel.fit.family))
         seconds = np.asarray(parts.seconds)
         return Estimate(float(seconds) if seconds.ndim == 0 else seconds, family, self.grade, sigma)
@@ -198,9 +207,11 @@ class FittedCost:
             for fit in fits:
                 machine = form.machine(self.device, fit.dtype)
                 sigma = np.array([fit.sigma[name] for name in REGIMES])
-                ready.setdefault(key, {})[fit.variant] = _Kernel(
-                    fit, form, machine, fit.parameter_values(), fit.choice_values(), sigma
-                )
+                values = fit.parameter_values(), fit.choice_values()
+                table = None
+                if fit.correction is not None:
+                    table = CorrectionTable(fit.correction, form, fit.dtype, machine, *values, _usual(fit))
+                ready.setdefault(key, {})[fit.variant] = _Kernel(fit, form, machine, *values, sigma, table)
         return ready
 
 
@@ -211,6 +222,11 @@ def _arrays(columns: Columns) -> dict[str, Any]:
 def _heads(op: AttentionPrefill | AttentionDecode) -> dict[str, Any]:
     names = ("num_heads", "num_kv_heads", "qk_dim", "v_dim")
     return {name: getattr(op, name) for name in names} | {"window": op.window or 0}
+
+
+def _usual(fit: Fit) -> dict[str, float]:
+    """Least value seen of every column."""
+    return {name: least for name, (least, _) in fit.seen.items()}
 
 
 def _unseen(fit: Fit, columns: Columns) -> Any:

@@ -61,6 +61,10 @@ the choice of experts. ``copy``: ``direction`` of ``h2d``, ``d2h``, ``d2d``, ``h
 ``layer`` and ``step`` are whole-model times: compared with predictions, never fitted.
 """
 
+IN_EXPERT_ORDER = frozenset({"torch_grouped_mm"})
+"""Sources of family ``moe`` timed on rows that are in expert order already; all others gather the rows
+and add the results up themselves, as the fused kernels of engines and the loops of libraries do."""
+
 TEXT_COLUMNS = frozenset({"source", "dtype", "direction", "model", "phase"})
 KEY_COLUMNS = ("source", "dtype")
 TIME_COLUMNS = ("seconds", "spread_fraction", "repeats")

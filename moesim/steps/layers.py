@@ -31,7 +31,7 @@ from moesim.model.layer_ops import (
     shared_expert_ops,
     unpermute_op,
 )
-from moesim.model.ops import Op, Segment, Sharding
+from moesim.model.ops import GroupedExperts, Op, Segment, Sharding
 from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
 from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter
 from moesim.network.exchanges.base import Load, Phase, exchange
@@ -140,6 +140,13 @@ class StageBuilder:
         """Model layers of the stage that have experts: the rows of a lane's routed batch."""
         return [layer for layer in self.stage.layers if self.model.layers[layer].moe is not None]
 
+    def expert_op(self, moe: MoeSpec) -> GroupedExperts:
+        """Experts of one MoE layer on one rank."""
+        stage = self.stage
+        return expert_op(
+            moe, self.model.hidden_size, self.num_slots // stage.ep, self.dtypes, moe_tp=stage.moe_tp
+        )
+
     def blocks(self, lane: Lane) -> list[Block]:
         """Blocks of all layers of the stage, embedding and head included."""
         self._pending, self._blocks, self._attention = [], [], {}
@@ -184,17 +191,20 @@ class StageBuilder:
         # dispatched tokens meet replicated shared experts; otherwise they are sharded like a dense part
         sharding = replace(self._sharding, tp=1) if split else self._sharding
         self._work("shared experts", shared_expert_ops(moe, hidden, local_tokens, sharding))
-        self._work("permute", [permute_op(hidden, local_tokens, copies, self.dtypes)])
         row = self._moe_index[index]
+        gathers = not self.cost.permutes(self.expert_op(moe))
+        if gathers:
+            self._work("permute", [permute_op(hidden, local_tokens, copies, self.dtypes)])
         if split:
             self._exchange(index, experts.dispatch(row), self._stage_group())
         self._pending.append(experts.compute(row))
         if split:
             self._exchange(index, experts.combine(row), self._stage_group())
+        if gathers:
             self._work("permute", [unpermute_op(hidden, local_tokens, copies, self.dtypes)])
+        if split:
             self._tensor_parallel(index, "all_gather", all_gather, lane.tokens)
         else:
-            self._work("permute", [unpermute_op(hidden, local_tokens, copies, self.dtypes)])
             self._tensor_parallel(index, "all_reduce", all_reduce, lane.tokens, whole_stage=True)
 
     def _work(self, label: str, ops: Iterable[Op]) -> None:
@@ -281,10 +291,7 @@ class _ExpertTimes:
         for row, layer in enumerate(builder.moe_layers):
             rows_of.setdefault(_moe_of(model, layer), []).append(row)
         for moe, rows in rows_of.items():
-            op = expert_op(
-                moe, model.hidden_size, builder.num_slots // stage.ep, builder.dtypes, moe_tp=stage.moe_tp
-            )
-            estimate = builder.cost.experts(op, _rows(routed.load, rows))
+            estimate = builder.cost.experts(builder.expert_op(moe), _rows(routed.load, rows))
             seconds = np.asarray(estimate.seconds, dtype=np.float64)
             for at, row in enumerate(rows):
                 of_rank = replace(estimate, seconds=builder.scattered(seconds[at]))

@@ -127,7 +127,7 @@ def _by_regime(
 ) -> list[CheckRow]:
     if not held_out.num_rows:
         return []
-    solution = Solution(fit.parameter_values(), fit.choice_values(), 0.0)
+    solution = Solution(fit.parameter_values(), fit.choice_values(), 0.0, fit.correction)
     kinds = regimes(solution, held_out, device)
     parts = [("all", held_out)] + [(str(r), held_out.at(kinds == r)) for r in REGIMES if (kinds == r).any()]
     return [

@@ -17,7 +17,8 @@ from scipy.optimize import least_squares
 from moesim.errors import InputError
 from moesim.evidence import rng_for
 from moesim.hardware.schema import Device
-from moesim.kernels.forms.base import Machine
+from moesim.kernels.forms.base import Machine, Parts
+from moesim.kernels.forms.correction import Correction, coordinates
 from moesim.kernels.forms.families import Form, form_of
 from moesim.kernels.measured import MeasuredTable
 
@@ -44,22 +45,24 @@ PRIOR_SIGMA = 0.5
 
 @dataclass(frozen=True)
 class Solution:
-    """Parameters and choices found, and the objective they reach (mean over rows)."""
+    """Parameters and choices found, and the objective they reach (mean over rows); what corrects them."""
 
     parameters: Any
     choice: Any
     objective: float
+    correction: Correction | None = None
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Parameters and choices of a kernel fitted before, as a start and a pull.
+    """Parameters, choices and correction of a kernel fitted before: start, pull, and kept.
 
     ``error_sigma`` is the residual of a row that weighs as much as one standard deviation of a parameter.
     """
 
     parameters: Any
     choice: Any
+    correction: Correction | None = None
     error_sigma: float = 0.1
 
 
@@ -91,7 +94,10 @@ def fit_rows(
     machine = form.machine(device, table.dtype)
     rows = subsample(table, max_rows, "fit")
     if prior is not None:
-        return _searched(form, rows, machine, prior.choice, prior.parameters, prior)
+        known = Solution(prior.parameters, prior.choice, 0.0, prior.correction)
+        plain = replace(rows, seconds=rows.seconds * np.exp(-correction_of(known, rows, device)))
+        moved = _searched(form, plain, machine, prior.choice, prior.parameters, prior)
+        return replace(moved, correction=prior.correction)
     axes = form.axes(machine, table.dtype, float(np.quantile(table.seconds, 0.02)))
     left: list[tuple[Any, Any]] = [
         (form.choice(**dict(zip(axes, values, strict=True))), None) for values in product(*axes.values())
@@ -117,10 +123,26 @@ def subsample(table: MeasuredTable, most: int, name: str) -> MeasuredTable:
 
 def predict_s(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.float64]:
     """Times of the rows of ``table``, ``(num_rows,)``. [s]"""
+    seconds = np.asarray(form_parts(solution, table, device).seconds)
+    if solution.correction is None:
+        return seconds
+    return np.asarray(seconds * np.exp(correction_of(solution, table, device)))
+
+
+def correction_of(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.float64]:
+    """ln(corrected / form) of the rows of ``table``, ``(num_rows,)``."""
+    if solution.correction is None:
+        return np.zeros(table.num_rows)
+    found = coordinates(table.columns, form_parts(solution, table, device))
+    return np.asarray(solution.correction.log(found))
+
+
+def form_parts(solution: Solution, table: MeasuredTable, device: Device) -> Parts:
+    """Times of the rows of ``table`` by the form alone, and their sides."""
     form = form_of(table.family)
     machine = form.machine(device, table.dtype)
     work = form.work(table.columns, table.dtype)
-    return np.asarray(form.seconds(work, machine, solution.parameters, solution.choice).seconds)
+    return form.seconds(work, machine, solution.parameters, solution.choice)
 
 
 def _searched(

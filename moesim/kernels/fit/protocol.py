@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 
 from moesim.evidence import rng_for
 from moesim.hardware.schema import Device
-from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, fit_rows, predict_s, subsample
+from moesim.kernels.fit.correction import Learnt, learn
+from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, form_parts, predict_s
 from moesim.kernels.fit_file import REGIMES, Fit, Regime, Score
 from moesim.kernels.forms.families import form_of
 from moesim.kernels.forms.regime import regime_of
-from moesim.kernels.measured import MeasuredTable
+from moesim.kernels.measured import IN_EXPERT_ORDER, MeasuredTable
 
 TRAIN_FRACTION = 0.3
 SMALL_TABLE_ROWS = 400
@@ -78,8 +79,8 @@ def fit_table(
         solution, sigma, unseen, train = _cross_validated(table, device)
     else:
         train, test = random_split(table)
-        solution = fit_rows(table.at(train), device)
-        sigma = regime_sigma(solution, table.at(train), device)
+        learnt = learn(table.at(train), device)
+        solution, sigma = learnt.solution, regime_sigma(learnt, device)
         unseen = _unseen(solution, table.at(test), device, sigma)
     new_shapes = larger = far_larger = None
     ratio = UNTESTED_RATIO
@@ -97,6 +98,8 @@ def fit_table(
         variant=variant,
         parameters={name: float(getattr(solution.parameters, name)) for name in names},
         choice=asdict(solution.choice),
+        correction=solution.correction,
+        permutes=table.family == "moe" and table.source not in IN_EXPERT_ORDER,
         sigma=sigma,
         seen=_seen(table.at(train)),
         larger_sigma_ratio=ratio,
@@ -118,11 +121,11 @@ def _cross_validated(
 ) -> tuple[Solution, dict[Regime, float], _Unseen, NDArray[np.bool_]]:
     """Fit on all rows of a small table; sigma and score from rows that the fit of their fold did not see."""
     everything = np.ones(table.num_rows, dtype=bool)
-    solution = fit_rows(table, device)
+    solution = learn(table, device).solution
     folds = rng_for(0, f"calibration/folds/{table.name}").permutation(np.arange(table.num_rows) % FOLDS)
     error = np.empty(table.num_rows)
     for fold in range(FOLDS if table.num_rows >= 2 * LEAST_ROWS else 0):
-        own = fit_rows(table.at(folds != fold), device)
+        own = learn(table.at(folds != fold), device).solution
         error[folds == fold] = _residuals(own, table.at(folds == fold), device)
     if table.num_rows < 2 * LEAST_ROWS:
         error = _residuals(solution, table, device) * FOLDS**0.5
@@ -133,18 +136,15 @@ def _cross_validated(
 
 def regimes(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.str_]:
     """What bounds each row: ``launch``, ``memory`` or ``compute``."""
-    form = form_of(table.family)
-    machine = form.machine(device, table.dtype)
-    parts = form.seconds(form.work(table.columns, table.dtype), machine, solution.parameters, solution.choice)
-    return regime_of(parts, solution.parameters.launch_s)
+    return regime_of(form_parts(solution, table, device), solution.parameters.launch_s)
 
 
-def regime_sigma(solution: Solution, table: MeasuredTable, device: Device) -> dict[Regime, float]:
+def regime_sigma(learnt: Learnt, device: Device) -> dict[Regime, float]:
     """Sigma by regime, such that the 80 % band holds 80 % of the residuals; pooled where rows are few.
 
     Tails are heavier than a normal distribution's: the sigma that covers is not the standard deviation.
     """
-    return _sigma_of(np.abs(_residuals(solution, table, device)), regimes(solution, table, device))
+    return _sigma_of(np.abs(learnt.error), regimes(learnt.solution, learnt.rows, device))
 
 
 def _sigma_of(error: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[Regime, float]:
@@ -242,9 +242,8 @@ def _side_score(
     train, test = split
     if train.sum() < LEAST_REGIME_ROWS or test.sum() < LEAST_ROWS:
         return None, UNTESTED_RATIO
-    own = fit_rows(table.at(train), device, max_rows=PROTOCOL_ROWS)
-    sigma = regime_sigma(own, subsample(table.at(train), 4 * PROTOCOL_ROWS, "sigma"), device)
-    rows = _unseen(own, table.at(test), device, sigma)
+    own = learn(table.at(train), device, max_rows=PROTOCOL_ROWS)
+    rows = _unseen(own.solution, table.at(test), device, regime_sigma(own, device))
     found = _score_of(rows.error, rows.width)
     if not widens:
         return found, 1.0

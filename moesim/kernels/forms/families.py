@@ -28,6 +28,10 @@ LARGE_CACHE_S = 5e-5
 """A cache that holds more than the main memory delivers in this time shows in the measurements."""
 
 
+UNCORRECTED = ("v_dim", "window")
+"""Of a shape: follows from another column; is 0 where there is none."""
+
+
 @dataclass(frozen=True)
 class Form:
     """A physical form as the fit and the cost model use it.
@@ -48,6 +52,8 @@ class Form:
         ``(machine, dtype, fastest seconds) -> {field of choice: values to try}``, likeliest first.
     shape_columns : tuple of str
         Columns that make a weight or head shape, as against the load on it.
+    load_columns : tuple of str
+        Columns of the load, which vary from call to call.
     """
 
     parameters: type
@@ -58,6 +64,7 @@ class Form:
     multiplied_as: Callable[[str], str]
     axes: Callable[[Machine, str, float], Axes]
     shape_columns: tuple[str, ...]
+    load_columns: tuple[str, ...]
 
     def machine(self, device: Device, dtype: str) -> Machine:
         """Datasheet figures for a kernel of this family and datatype."""
@@ -66,6 +73,11 @@ class Form:
     def seconds(self, work: Any, machine: Machine, parameters: Any, choice: Any) -> Parts:
         """Time and the sides that bound it."""
         return self.parts(work, machine, parameters, choice)
+
+    @property
+    def correction_columns(self) -> tuple[str, ...]:
+        """Columns that what the form leaves over may depend on."""
+        return (*(n for n in self.shape_columns if n not in UNCORRECTED), *self.load_columns)
 
     def bounds(self) -> dict[str, tuple[float, float, float]]:
         """``{parameter: (start, low, high)}``."""
@@ -218,6 +230,7 @@ _PREFILL = Form(
     _as_attention,
     _prefill_axes,
     _HEADS,
+    ("num_sequences", "query_tokens", "context_tokens"),
 )
 _DECODE = Form(
     attention_decode.DecodeParameters,
@@ -228,6 +241,7 @@ _DECODE = Form(
     _as_attention,
     _decode_axes,
     _HEADS,
+    ("num_sequences", "context_tokens"),
 )
 _STREAM = Form(
     simple.StreamParameters,
@@ -238,6 +252,7 @@ _STREAM = Form(
     _as_operands,
     _stream_axes,
     (),
+    ("moved_bytes",),
 )
 
 FORMS: dict[str, Form] = {
@@ -250,6 +265,7 @@ FORMS: dict[str, Form] = {
         _as_operands,
         _gemm_axes,
         ("n", "k"),
+        ("rows",),
     ),
     "moe": Form(
         experts.ExpertParameters,
@@ -260,6 +276,7 @@ FORMS: dict[str, Form] = {
         _as_operands,
         _expert_axes,
         ("hidden", "width", "num_experts_local", "top_k"),
+        ("rows", "touched"),
     ),
     "attention_prefill": _PREFILL,
     "mla_prefill": _PREFILL,
@@ -267,11 +284,13 @@ FORMS: dict[str, Form] = {
     "mla_decode": Form(
         *(_DECODE.parameters, _DECODE.choice, _DECODE.parts, _DECODE.free),
         *(_latent_decode_work, _DECODE.multiplied_as, _DECODE.axes, _DECODE.shape_columns),
+        _DECODE.load_columns,
     ),
     "elementwise": _STREAM,
     "router": Form(
         *(_STREAM.parameters, _STREAM.choice, _STREAM.parts, _STREAM.free),
         *(_router_work, _STREAM.multiplied_as, _router_axes, ("hidden", "num_experts", "top_k")),
+        ("tokens",),
     ),
 }
 """Families with a physical form; launches, copies and collectives have none here."""
