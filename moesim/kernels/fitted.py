@@ -20,6 +20,7 @@ from moesim.kernels.forms.families import FORMS, Form
 from moesim.kernels.forms.formats import attention_dtype
 from moesim.kernels.forms.regime import regime_index
 from moesim.kernels.histogram import ExpertLoad
+from moesim.kernels.measured import feature_columns
 from moesim.model.ops import AttentionDecode, AttentionPrefill, Gemm, GroupedExperts, MemoryBound, Op, Router
 
 ALIASES = {"fp16": "bf16", "int4_g32": "int4", "mxfp8": "fp8"}
@@ -225,8 +226,8 @@ def _heads(op: AttentionPrefill | AttentionDecode) -> dict[str, Any]:
 
 
 def _usual(fit: Fit) -> dict[str, float]:
-    """Least value seen of every column."""
-    return {name: least for name, (least, _) in fit.seen.items()}
+    """Least value seen of every column; 1 where none was."""
+    return dict.fromkeys(feature_columns(fit.family), 1.0) | {n: least for n, (least, _) in fit.seen.items()}
 
 
 def _unseen(fit: Fit, columns: Columns) -> Any:

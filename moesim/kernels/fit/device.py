@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.hardware.schema import Device
-from moesim.kernels.fit.optimise import LEAST_ROWS
+from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, predict_s, subsample
 from moesim.kernels.fit.protocol import fit_table
 from moesim.kernels.fit_file import DeviceFits, Fit
 from moesim.kernels.forms.families import FORMS, variant_of
@@ -19,6 +20,12 @@ ENGINE_ORDER = ("vllm", "sglang", "trtllm")
 
 USABLE_APE = 0.2
 """A fit worse than this stands for a datatype only when there is no other."""
+
+SLOW = 1.3
+"""A kernel typically this many times as slow as the fastest usable one is none that an engine chooses."""
+
+SPEED_ROWS = 200
+"""Rows of each source on which all sources are compared."""
 
 Note = Callable[[str], None]
 
@@ -49,6 +56,7 @@ def fit_device(
         A table is of another device; or no table could be fitted.
     """
     fits: list[Fit] = []
+    samples: list[MeasuredTable] = []
     sources: dict[str, str] = {}
     launch_s = None
     for table in tables:
@@ -71,6 +79,7 @@ def fit_device(
                     part, device, variant=str(variant), evidence=evidence, side_fits=side_fits, note=note
                 )[0]
             )
+            samples.append(subsample(part, SPEED_ROWS, "speed"))
     if not fits:
         message = f"no measured table of {device.name} has enough rows of a family with a form"
         raise InputError(message)
@@ -78,25 +87,61 @@ def fit_device(
     return DeviceFits(
         device=device.name,
         launch_s=launch_s,
-        engines=engines_of(fits),
+        engines=engines_of(fits, slow_kernels(fits, samples, device)),
         fits=tuple(fits),
         sources={key: text for key, text in sources.items() if key in fitted},
     )
 
 
-def engines_of(fits: Iterable[Fit]) -> dict[str, dict[str, str]]:
-    """``{engine: {"family/dtype": source}}`` with the best covered source of each, and ``default``."""
+def engines_of(fits: Iterable[Fit], slow: Container[str] = ()) -> dict[str, dict[str, str]]:
+    """``{engine: {"family/dtype": source}}`` with the best covered source of each, and ``default``.
+
+    Parameters
+    ----------
+    fits : iterable of Fit
+    slow : container of str
+        Kernels, as of ``"family/dtype/source"``, that are taken only where there is no other.
+    """
     by_kernel: dict[str, dict[str, list[Fit]]] = {}
     for fit in fits:
         by_kernel.setdefault(f"{fit.family}/{fit.dtype}", {}).setdefault(fit.source, []).append(fit)
     engines: dict[str, dict[str, str]] = {"default": {}}
     for kernel, sources in sorted(by_kernel.items()):
-        ranked = sorted(sources, key=lambda source: _rank(sources[source]))
+        passed_over = {source: f"{kernel}/{source}" in slow for source in sources}
+        ranked = sorted(sources, key=lambda source: (passed_over[source], *_rank(sources[source])))
         for source in ranked:
             engines.setdefault(engine_of(source), {}).setdefault(kernel, source)
-        usable = [s for s in ranked if _is_usable(sources[s])] or ranked
+        usable = [s for s in ranked if _is_usable(sources[s]) and not passed_over[s]] or ranked
         engines["default"][kernel] = min(usable, key=lambda s: (_preference(s), _rank(sources[s])))
     return engines
+
+
+def slow_kernels(fits: Iterable[Fit], samples: Iterable[MeasuredTable], device: Device) -> set[str]:
+    """Kernels (``"family/dtype/source"``) typically :data:`SLOW` times as slow as the fastest usable one.
+
+    All sources of a family and datatype are predicted on the same rows: some of each one's own table.
+    """
+    rows: dict[tuple[str, str], list[MeasuredTable]] = {}
+    for sample in samples:
+        rows.setdefault((sample.family, sample.dtype), []).append(sample)
+    logs: dict[tuple[str, str, str], dict[str, NDArray[np.float64]]] = {}
+    for fit in fits:
+        solution = Solution(fit.parameter_values(), fit.choice_values(), 0.0, fit.correction)
+        parts = [predict_s(solution, sample, device) for sample in rows[fit.family, fit.dtype]]
+        own = logs.setdefault((fit.family, fit.dtype, fit.variant), {})
+        if _is_usable([fit]):
+            own[fit.source] = np.log(np.concatenate(parts))
+    slow = set()
+    for (family, dtype, _), times in logs.items():
+        if len(times) < 2:
+            continue
+        fastest = np.min(list(times.values()), axis=0)
+        slow |= {
+            f"{family}/{dtype}/{source}"
+            for source, own in times.items()
+            if np.median(own - fastest) > np.log(SLOW)
+        }
+    return slow
 
 
 def engine_of(source: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 from moesim.errors import InputError
 from moesim.evidence import rng_for
 from moesim.hardware import load_device
-from moesim.kernels.fit.device import engines_of, fit_device
+from moesim.kernels.fit.device import engines_of, fit_device, slow_kernels
 from moesim.kernels.fit.optimise import Prior, fit_rows, predict_s, subsample
 from moesim.kernels.fit.protocol import covering_sigma, fit_table, random_split, shape_split
 from moesim.kernels.fit_file import DeviceFits, load_fits, write_fits
@@ -148,3 +148,20 @@ def test_default_engine_prefers_vllm_then_what_is_usable(fitted):
     assert file.chosen("trtllm")["gemm", "bf16"][0].source == "trtllm/a"
     with pytest.raises(InputError, match="engine: got 'x'; accepted: default"):
         file.chosen("x")
+
+
+def test_a_slow_kernel_is_no_engines_choice(fitted):
+    fit, _ = fitted
+    slow = fit.model_copy(
+        update={
+            "source": "vllm/slow",
+            "parameters": fit.parameters | {"compute_fraction": 0.1, "bandwidth_fraction": 0.1},
+        }
+    )
+    quick = fit.model_copy(update={"source": "trtllm/quick"})
+    found = slow_kernels([slow, quick], [gemm_table(50), gemm_table(50, source="trtllm/quick")], H100)
+    assert found == {"gemm/bf16/vllm/slow"}
+    assert engines_of([slow, quick])["default"] == {"gemm/bf16": "vllm/slow"}
+    engines = engines_of([slow, quick], found)
+    assert engines["default"] == {"gemm/bf16": "trtllm/quick"}
+    assert engines["vllm"] == {"gemm/bf16": "vllm/slow"}
