@@ -24,12 +24,13 @@ def report(
     from moesim.evidence import rng_for  # noqa: PLC0415
     from moesim.report.trace_figures import write_trace_page  # noqa: PLC0415
     from moesim.traces.compare import BARS, behaviour, errors  # noqa: PLC0415
-    from moesim.traces.curves import curves  # noqa: PLC0415
+    from moesim.traces.curves import curves, domain_distance  # noqa: PLC0415
 
     refuse_existing([out], force)
     shown = []
     for name in traces:
-        fitted_on, held_out = loaded(name).split()
+        whole = loaded(name)
+        fitted_on, held_out = whole.split()
         made = twins_of(twin, fitted_on, held_out, seed)
         wanted = behaviour(held_out, rng_for(seed, "trace/compare"))
         off = {n: errors(wanted, behaviour(t, rng_for(seed, "trace/compare"))) for n, t in made.items()}
@@ -54,6 +55,7 @@ def report(
                 "source": held_out.info.source[:300],
                 "names": list(made),
                 "rows": rows,
+                "domains": domain_distance(whole),
                 "curves": {n: curves(t, rng_for(seed, "trace/curves")) for n, t in drawn.items()},
             }
         )

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from moesim.traces.fit_matched import LAGS, lag_repetition
-from moesim.traces.routing import RoutingTrace
-from moesim.traces.shifts import batch_imbalance_ratio
+from moesim.traces.routing import RoutingTrace, count_experts
+from moesim.traces.shifts import batch_imbalance_ratio, cosine_fraction, domain_cosine_fraction
 from moesim.traces.statistics import TOUCH_BATCHES, Floats, lru_hit_fraction, touched_experts
 
 IMBALANCE_BATCHES = (8, 16, 32, 64, 128, 256, 512)
 LRU_TOKENS = 4096
 NUM_RANKS = 8
+DRIFT_WINDOW = 256
+"""Tokens of a window whose load is compared with later ones."""
 
 Curve = dict[str, list[float]]
 
@@ -23,7 +26,8 @@ def curves(trace: RoutingTrace, rng: np.random.Generator) -> dict[str, Curve]:
 
     ``load``: load over mean by rank of the expert; ``touched``: distinct experts by batch size;
     ``imbalance``: largest over mean load of up to 8 ranks by batch size; ``repetition``: share of
-    experts repeated by distance in tokens; ``caching``: LRU hit rate by cache size over top-k.
+    experts repeated by distance in tokens; ``caching``: LRU hit rate by cache size over top-k;
+    ``drift``: cosine of the loads of two windows of one domain by their distance in tokens.
     """
     counts = trace.counts().astype(np.float64)
     ordered = -np.sort(-counts, axis=1)
@@ -40,7 +44,34 @@ def curves(trace: RoutingTrace, rng: np.random.Generator) -> dict[str, Curve]:
         "imbalance": _curve(IMBALANCE_BATCHES, imbalance),
         "repetition": _curve(LAGS, lag_repetition(trace, LAGS)),
         "caching": _curve(ratios, hits),
+        "drift": _drift(trace),
     }
+
+
+def domain_distance(trace: RoutingTrace) -> dict[str, Any]:
+    """Names of the domains of a trace and ``1 - cosine`` of the loads of every two of them."""
+    distance = 1.0 - domain_cosine_fraction(trace)
+    return {"names": list(trace.info.domains), "distance": np.round(distance, 6).tolist()}
+
+
+def _drift(trace: RoutingTrace) -> Curve:
+    """Mean cosine of loads of windows of one domain that lie 1, 2, 4 ... windows apart."""
+    count = trace.num_tokens // DRIFT_WINDOW
+    rows = trace.expert_ids[: count * DRIFT_WINDOW].reshape(count, DRIFT_WINDOW, *trace.expert_ids.shape[1:])
+    first = trace.domain_index[: count * DRIFT_WINDOW : DRIFT_WINDOW]
+    last = trace.domain_index[DRIFT_WINDOW - 1 : count * DRIFT_WINDOW : DRIFT_WINDOW]
+    loads = np.zeros((count, trace.num_layers, trace.num_experts), np.int64)
+    for index, window in enumerate(rows):
+        loads[index] = count_experts(window, trace.num_experts)
+    apart, found = [], []
+    for step in (2**i for i in range(count.bit_length()) if 2**i < count):
+        same = (
+            (first[:-step] == last[:-step]) & (first[step:] == last[step:]) & (first[:-step] == first[step:])
+        )
+        if same.any():
+            apart.append(DRIFT_WINDOW * step)
+            found.append(cosine_fraction(loads[:-step][same], loads[step:][same]).mean())
+    return _curve(apart, np.array(found))
 
 
 def _curve(x: Sequence[float], y: Floats) -> Curve:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -31,7 +31,10 @@ STRENGTH_MAX = 9.0
 FIT_TOKENS = 8192
 FIT_LAYERS = 10
 LRU_TOKENS = 8192
-_HALVINGS = 8
+_HALVINGS = 6
+_SEEDS = 4
+_NEARBY = 1.4
+_FACTOR_MAX = 2.0
 _CURVE_SAMPLES = 1500
 _AT_LIMIT = 0.95
 _PAIR_TOKENS = 6000
@@ -66,17 +69,16 @@ def fit_matched(trace: RoutingTrace, rng: np.random.Generator, *, source: str = 
     """
     if trace.num_tokens < 16:
         raise InputError.at("trace", trace.num_tokens, "at least 16 tokens to fit")
-    seed = int(rng.integers(2**63))
+    seeds = rng.integers(2**63, size=_SEEDS).tolist()
     base = _start(trace, source)
     repetition = lag_repetition(trace, LAGS)
-    base, curve = _tied(trace, base, repetition[0], seed)
-    correlations = np.linspace(0.0, 1.0, curve.size)
-    wanted = np.interp(repetition, curve, correlations)
-    base = normalised(base, _mixture(wanted))
-    # once more with the mixture that was found: contexts that last are fewer, and tie layers by chance
-    base, curve = _tied(trace, base, repetition[0], seed)
-    wanted = np.interp(repetition, curve, correlations)
-    return _with_domains(trace, _caching(trace, base, wanted, seed), curve)
+    curve = np.zeros(1)
+    # once roughly, then once more: contexts that last are fewer, and tie layers by chance
+    for used in (seeds[:1], seeds):
+        base, curve = _tied(trace, base, repetition[0], used)
+        wanted = np.interp(repetition, curve, np.linspace(0.0, 1.0, curve.size))
+        base = _caching(trace, base, wanted, used)
+    return _with_domains(trace, base, curve)
 
 
 def lag_repetition(trace: RoutingTrace, lags: tuple[int, ...]) -> NDArray[np.float64]:
@@ -130,7 +132,7 @@ def _start(trace: RoutingTrace, source: str) -> MatchedParameters:
 
 
 def _tied(
-    trace: RoutingTrace, base: MatchedParameters, next_repetition: float, seed: int
+    trace: RoutingTrace, base: MatchedParameters, next_repetition: float, seeds: Sequence[int]
 ) -> tuple[MatchedParameters, NDArray[np.float64]]:
     """Context size, strength and layer sharing that give the trace's affinity, and the overlap curve."""
     part = _part(trace, FIT_TOKENS)
@@ -142,20 +144,20 @@ def _tied(
     )
     target = _affinity(part)
 
-    def affinity(sharing: float, size: int, strength: float) -> float:
+    def affinity(sharing: float, size: int, strength: float, seed: int) -> float:
         knobs = replace(small, context_strength=strength, layer_sharing=sharing, context_size=size)
         shape = (part.num_tokens, layers.size, trace.num_experts, trace.top_k)
         return _affinity(matched_trace(knobs, *shape, np.random.default_rng(seed)))
 
-    size, strength = CONTEXT_SIZES[0], 0.0
-    for size in CONTEXT_SIZES:
-        if trace.num_layers < 2:
-            strength = STRENGTH_MAX / 2
-            break
-        strength = _crossing(partial(affinity, 1.0, size), target, STRENGTH_MAX)
+    size, strength = CONTEXT_SIZES[0], STRENGTH_MAX / 2
+    for size in CONTEXT_SIZES if trace.num_layers > 1 else ():
+        by_strength = partial(affinity, 1.0, size)
+        strength = _crossing(partial(by_strength, seed=seeds[0]), target, STRENGTH_MAX)
         if strength < STRENGTH_MAX * _AT_LIMIT:
+            strength = _calibrated(by_strength, strength, target, STRENGTH_MAX, seeds)
             break
     sharing = 1.0
+    seed = seeds[0]
     found = replace(base, context_size=size, context_strength=round(strength, 3), layer_sharing=1.0)
     curve = overlap_curve(found, seed)
     while curve[-1] * _AT_LIMIT < next_repetition and found.context_strength < STRENGTH_MAX:
@@ -164,7 +166,7 @@ def _tied(
         curve = overlap_curve(found, seed)
     if found.context_strength > strength + 0.01 and trace.num_layers > 1:
         fixed = found.context_strength
-        sharing = _crossing(lambda c: affinity(c, size, fixed), target, 1.0)
+        sharing = _crossing(lambda c: affinity(c, size, fixed, seed), target, 1.0)
         found = replace(found, layer_sharing=round(sharing, 3))
     return found, curve
 
@@ -205,7 +207,7 @@ def _mixture(correlations: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _caching(
-    trace: RoutingTrace, base: MatchedParameters, wanted: NDArray[np.float64], seed: int
+    trace: RoutingTrace, base: MatchedParameters, wanted: NDArray[np.float64], seeds: Sequence[int]
 ) -> MatchedParameters:
     """Parameters whose correlation beyond the next token gives the trace's cache hit rates."""
     part = _part(trace, LRU_TOKENS)
@@ -217,11 +219,12 @@ def _caching(
         beyond = np.minimum(wanted * factor, max(wanted))
         return normalised(base, _mixture(np.append(wanted[0], beyond[1:])))
 
-    def hits(factor: float) -> float:
+    def hits(factor: float, seed: int) -> float:
         shape = (part.num_tokens, trace.num_layers, trace.num_experts, trace.top_k)
         return _hits(matched_trace(scaled(factor), *shape, np.random.default_rng(seed)))
 
-    return scaled(_crossing(hits, target, 2.0, halvings=6))
+    factor = _crossing(partial(hits, seed=seeds[0]), target, _FACTOR_MAX)
+    return scaled(_calibrated(hits, factor, target, _FACTOR_MAX, seeds))
 
 
 def _with_domains(
@@ -257,12 +260,25 @@ def _hits(trace: RoutingTrace) -> float:
     return float(lru_hit_fraction(trace.expert_ids, trace.num_experts, sizes).mean()) if sizes else 0.0
 
 
-def _crossing(
-    measure: Callable[[float], float], target: float, high: float, *, halvings: int = _HALVINGS
+def _calibrated(
+    measure: Callable[..., float], found: float, target: float, high: float, seeds: Sequence[int]
 ) -> float:
-    """Where an increasing measure on ``[0, high]`` reaches ``target``."""
-    low = 0.0
-    for _ in range(halvings):
+    """Where a simulated measure reaches ``target`` on average of the seeds.
+
+    ``found`` is about where it does with the first seed. How far that seed is off there is what its
+    crossing is moved by.
+    """
+    if len(seeds) < 2:
+        return found
+    values = [measure(found, seed) for seed in seeds]
+    offset = float(np.mean(values)) - values[0]
+    low, high = found / _NEARBY, min(high, found * _NEARBY)
+    return _crossing(partial(measure, seed=seeds[0]), target - offset, high, low)
+
+
+def _crossing(measure: Callable[[float], float], target: float, high: float, low: float = 0.0) -> float:
+    """Where an increasing measure between ``low`` and ``high`` reaches ``target``."""
+    for _ in range(_HALVINGS):
         middle = 0.5 * (low + high)
         low, high = (middle, high) if measure(middle) < target else (low, middle)
     return 0.5 * (low + high)

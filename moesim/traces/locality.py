@@ -74,6 +74,27 @@ def _best_f1(histogram: NDArray[np.int64]) -> float:
     return float((2.0 * matched / np.maximum(predicted + total, 1)).max())
 
 
+def segment_cover_fraction(trace: RoutingTrace, segment_tokens: int, cache_ratios: Sequence[float]) -> Floats:
+    """Share of choices among a segment's own most used experts, ``(ratios, layers)``.
+
+    Requests are cut into segments of ``segment_tokens`` one after the other (a shorter rest is left out);
+    the best fixed set of a segment is its ``ratio * k`` most used experts.
+    """
+    sizes = [min(trace.num_experts, round(ratio * trace.top_k)) for ratio in cache_ratios]
+    covered = np.zeros((len(sizes), trace.num_layers))
+    total = np.zeros(trace.num_layers)
+    column = np.arange(trace.num_layers)[:, None] * (trace.num_experts + 1)
+    bounds = [*trace.request_starts().tolist(), trace.num_tokens]
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        for first in range(start, stop - segment_tokens + 1, segment_tokens):
+            ids = np.minimum(trace.expert_ids[first : first + segment_tokens], trace.num_experts)
+            flat = np.bincount((ids + column).ravel(), minlength=column.size * (trace.num_experts + 1))
+            uses = -np.sort(-flat.reshape(trace.num_layers, -1)[:, : trace.num_experts], axis=1)
+            covered += [uses[:, :size].sum(axis=1) for size in sizes]
+            total += uses.sum(axis=1)
+    return np.asarray(covered / np.maximum(total, 1), np.float64)
+
+
 def segment_cache_hit_fraction(
     trace: RoutingTrace, segment_tokens: int, cache_ratios: Sequence[float]
 ) -> Floats:

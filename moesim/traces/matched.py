@@ -40,6 +40,8 @@ _STOP_ROUNDS = 2
 _LOG_RATE_MIN = -60.0
 _LOAD_MIN = 0.001
 _SUM_TOLERANCE = 0.01
+_SPREAD_MIN = 0.01
+_SAMPLES_PER_COLUMN = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,28 +206,58 @@ def retargeted_load(
 def context(
     parameters: MatchedParameters, num_tokens: int, domain: NDArray[np.int64], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Unit-variance contexts along requests of given domains, ``(tokens, context_size)``."""
+    """Contexts along requests of given domains, ``(tokens, context_size)``, of mean 0 and covariance 1.
+
+    Mean and covariance hold exactly for what is drawn, not only in expectation: what was measured on a
+    recording is of its own contexts, and a short trace would otherwise be off by the chance of few requests.
+    """
     length, size = min(parameters.request_tokens, num_tokens), parameters.context_size
-    requests = domain.size
-    total = np.zeros((length, requests, size), np.float32)
-    for persistence, share in zip(PERSISTENCES, parameters.variance_shares, strict=True):
-        if share <= 0:
-            continue
-        scale = np.float32(np.sqrt(share))
-        if persistence == 1.0:
-            together = parameters.domain_sharing
-            centre = rng.standard_normal((parameters.num_domains, size), dtype=np.float32)[domain]
-            alone = rng.standard_normal((requests, size), dtype=np.float32)
-            total += scale * (
-                np.float32(np.sqrt(together)) * centre + np.float32(np.sqrt(1 - together)) * alone
-            )
-            continue
-        part = rng.standard_normal((length, requests, size), dtype=np.float32)
-        fresh = np.float32(np.sqrt(1.0 - persistence**2))
-        for step in range(1, length if persistence > 0 else 0):
-            part[step] = np.float32(persistence) * part[step - 1] + fresh * part[step]
-        total += scale * part
-    return total.swapaxes(0, 1).reshape(-1, size)[:num_tokens]
+    # a stream of each part's own: a share that becomes 0 leaves the others as they were
+    streams = rng.spawn(len(PERSISTENCES))
+    used = [i for i, share in enumerate(parameters.variance_shares) if share > 0]
+    parts = np.empty((length, domain.size, len(used), size), np.float32)
+    for column, index in enumerate(used):
+        if PERSISTENCES[index] == 1.0:
+            parts[:, :, column] = _constant(parameters, domain, streams[index])
+        else:
+            parts[:, :, column] = _drifting(PERSISTENCES[index], (length, domain.size, size), streams[index])
+    scales = np.sqrt([parameters.variance_shares[i] for i in used])
+    total = _summed(parts.reshape(length * domain.size, -1), np.kron(scales[:, None], np.eye(size)))
+    return total.reshape(length, domain.size, size).swapaxes(0, 1).reshape(-1, size)[:num_tokens]
+
+
+def _constant(
+    parameters: MatchedParameters, domain: NDArray[np.int64], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """The part that does not change in a request, ``(requests, context_size)``."""
+    together, size = parameters.domain_sharing, parameters.context_size
+    centre = rng.standard_normal((parameters.num_domains, size), dtype=np.float32)[domain]
+    alone = rng.standard_normal((domain.size, size), dtype=np.float32)
+    return np.float32(np.sqrt(together)) * centre + np.float32(np.sqrt(1 - together)) * alone
+
+
+def _drifting(
+    persistence: float, shape: tuple[int, int, int], rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """First-order autoregressive values along the first axis."""
+    part = rng.standard_normal(shape, dtype=np.float32)
+    fresh = np.float32(np.sqrt(1.0 - persistence**2))
+    for step in range(1, shape[0] if persistence > 0 else 0):
+        part[step] = np.float32(persistence) * part[step - 1] + fresh * part[step]
+    return part
+
+
+def _summed(parts: NDArray[np.float32], mix: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Parts ``(samples, columns)`` moved and turned to mean 0 and covariance 1, times ``mix``.
+
+    The turn is the smallest there is. Too few samples to tell the columns apart are left as they are.
+    """
+    parts -= parts.mean(axis=0)
+    spread, axes = np.linalg.eigh((parts.T @ parts / len(parts)).astype(np.float64))
+    if len(parts) >= _SAMPLES_PER_COLUMN * parts.shape[1] and spread[0] > _SPREAD_MIN:
+        mix = (axes / np.sqrt(spread)) @ axes.T @ mix
+    total: NDArray[np.float32] = parts @ mix.astype(np.float32)
+    return total
 
 
 def likings(parameters: MatchedParameters, num_experts: int, rng: np.random.Generator) -> NDArray[np.float32]:
