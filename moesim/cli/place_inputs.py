@@ -92,11 +92,21 @@ def read(name: str) -> RoutingTrace:
     return read_trace(find(name, "traces", field="trace", suffixes=(".safetensors",)))
 
 
-def problem_of(traffic: Traffic, asked: Slots, judging: Judging, seed: int, **more: Any) -> PlacementProblem:
-    """Problem of the fit part; without slots or replicas, the fewest slots that hold every expert."""
+def problem_of(
+    traffic: Traffic,
+    asked: Slots,
+    judging: Judging,
+    seed: int,
+    needs: Sequence[str] | None = None,
+    **more: Any,
+) -> PlacementProblem:
+    """Problem of the fit part, with what is needed (default: all) of its scatter and pairs.
+
+    Without slots or replicas: the fewest slots that hold every expert.
+    """
     from moesim.evidence import rng_for  # noqa: PLC0415
     from moesim.placement import Problem as PlacementProblem  # noqa: PLC0415
-    from moesim.traces.shifts import co_activation  # noqa: PLC0415
+    from moesim.placement.knowledge import TRAFFIC_PARTS, hops, traffic_parts  # noqa: PLC0415
 
     chosen = [name for name in ("slots", "redundant", "rank_slots") if getattr(asked, name) is not None]
     if len(chosen) > 1:
@@ -104,17 +114,20 @@ def problem_of(traffic: Traffic, asked: Slots, judging: Judging, seed: int, **mo
         raise InputError([Problem(options, "say the same; accepted: one of them")])
     fit = traffic.fit
     loads = fit.counts().astype(float)
-    rng = rng_for(seed, "place/fit_batches")
-    batches = fit.batches(judging.batch_tokens, judging.num_batches, rng, sampling=judging.sampling)
+    more |= traffic_parts(
+        fit,
+        TRAFFIC_PARTS if needs is None else needs,
+        rng_for(seed, "place/fit_batches"),
+        batch_tokens=judging.batch_tokens,
+        num_batches=judging.num_batches,
+        sampling=judging.sampling,
+    )
     more |= {
         "ranks_per_node": asked.ranks_per_node,
         "num_groups": asked.groups,
-        "batch_loads": batches.astype(float),
-        "transitions": fit.transitions().astype(float),
-        "co_activation": co_activation(fit).astype(float),
         "speeds": numbers(asked.speeds, "--speeds", asked.ranks),
     }
-    links = link_costs(asked.ranks, asked.ranks_per_node)
+    links = hops(asked.ranks, asked.ranks_per_node)
     more |= {"link_costs": links, "rank_costs": _rank_costs(asked, links, fit.num_layers)}
     if asked.redundant is not None:
         return PlacementProblem.with_redundancy(loads, asked.ranks, asked.redundant, **more)
@@ -146,14 +159,6 @@ def about_of(traffic: Traffic, ranks: int) -> About:
 
     info = traffic.trace.info
     return About(info.num_experts, ranks, info.layer_indices, info.model)
-
-
-def link_costs(ranks: int, ranks_per_node: int | None) -> Any:
-    """Hops between ranks: none to itself, one inside a node, two between nodes, ``(ranks, ranks)``."""
-    node = np.arange(ranks) // (ranks_per_node or ranks)
-    hops = 1.0 + (node[:, None] != node[None, :])
-    np.fill_diagonal(hops, 0.0)
-    return hops
 
 
 def numbers(text: str | None, option: str, ranks: int) -> list[float] | None:

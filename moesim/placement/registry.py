@@ -79,11 +79,23 @@ class Solution:
 
 
 class Method(Protocol):
-    """A way to find placements; its dataclass fields are its parameters."""
+    """A way to find placements; its dataclass fields are its parameters.
+
+    Attributes
+    ----------
+    needs : tuple of str
+        Optional parts of the problem that it cannot do without; none unless a method says so.
+    """
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Placement with exactly the slots of ``problem``."""
         ...
+
+
+def needs_of(method: Method) -> tuple[str, ...]:
+    """Optional parts of the problem that a method works on."""
+    found: tuple[str, ...] = getattr(method, "needs", ())
+    return found
 
 
 placement_methods: Registry[Method] = Registry("placement", "moesim.placement.methods")

@@ -26,6 +26,8 @@ from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
 from moesim.placement import Placement, Solution, placement_methods
 from moesim.placement import Problem as PlacementProblem
+from moesim.placement.knowledge import hops, traffic_parts
+from moesim.placement.registry import needs_of
 from moesim.placement.store import read_placement
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import NetworkSection, PlacementSection, Scenario
@@ -238,6 +240,13 @@ def _placed(scenario: Scenario, traffic: Traffic, plan: Plan) -> tuple[Placement
     if section.file is not None:
         return problem, Solution(_from_file(section.file, problem))
     method = placement_methods.build(section.method, section.params, field="placement")
+    rng = rng_for(scenario.seed, "placement/batches")
+    known = traffic_parts(traffic.fit, needs_of(method), rng)
+    links = hops(plan.ep, problem.ranks_per_node)
+    # every rank holds as many tokens, and experts come from where engines put them
+    costs = np.tile(links.mean(axis=0), (problem.num_layers, 1))
+    start = placement_methods.build("linear").solve(problem, rng).placement
+    problem = replace(problem, link_costs=links, rank_costs=costs, start=start, **known)
     return problem, method.solve(problem, rng_for(scenario.seed, "placement"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -46,6 +46,8 @@ class Affinity:
     .. [1] J. Yao et al., "Exploiting Inter-Layer Expert Affinity for Accelerating Mixture-of-Experts
        Model Inference" (ExFlow), arXiv:2401.08383; there as an integer program over tokens.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("transitions",)
 
     slack_fraction: Annotated[float, Field(ge=0)] = 0.05
     sweeps: Annotated[int, Field(ge=1)] = 12

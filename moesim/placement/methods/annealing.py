@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -36,6 +36,8 @@ class Annealing:
     temperature_fraction : float
         First temperature over the score of the start. [-]
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("batch_loads",)
 
     steps: Annotated[int, Field(ge=0)] = 300
     temperature_fraction: Annotated[float, Field(ge=0)] = 0.0005

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -42,6 +42,8 @@ class CoActivation:
     .. [1] S. Luo et al., "Occult: Optimizing Collaborative Communication across Experts for Accelerated
        Parallel MoE Training and Inference," 2025 (grouping of experts that are chosen together).
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("co_activation",)
 
     slack_fraction: Annotated[float, Field(ge=0)] = 0.05
     rounds: Annotated[int, Field(ge=0)] = 40

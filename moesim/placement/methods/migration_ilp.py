@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -30,6 +30,8 @@ class MigrationIlp(Effort):
     max_moved_fraction : float
         Experts that ranks may load in a layer, over the layer's slots. [-]
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("start",)
 
     max_moved_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import permutations
+from typing import ClassVar
 
 import numpy as np
 
@@ -37,6 +38,8 @@ class MoeTuner(Effort):
     .. [1] S. Go and D. Mahajan, "MoETuner: Optimized Mixture of Expert Serving with Balanced Expert
        Placement and Token Routing," arXiv:2502.06643; objective of stage 2 as reported there.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("transitions",)
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Needs the problem's transitions."""

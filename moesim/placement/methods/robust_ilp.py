@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -38,6 +38,8 @@ class RobustIlp(Effort):
     sum_weight : float
         Price of the largest rank load of all traffic (scaled to one batch), in batches. [-]
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("batch_loads",)
 
     max_nodes: Annotated[int, Field(ge=1)] = 20
     max_variables: Annotated[int, Field(ge=0)] = 64

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -37,6 +37,8 @@ class TopologyIlp(Effort):
     .. [1] D. Sivtsov et al., topology-driven expert placement, arXiv:2508.09229 (a linear assignment of
        experts to hosts by hops, weighted by measured load).
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("rank_costs",)
 
     slack_fraction: Annotated[float, Field(ge=0)] = 0.05
 

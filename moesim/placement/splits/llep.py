@@ -33,7 +33,7 @@ class Llep:
 
     imbalance_ratio: Annotated[float, Field(ge=1)] = 1.3
     budget_ratio: Annotated[float, Field(gt=0)] = 1.0
-    min_tokens: Annotated[int, Field(ge=1)] = 1024
+    min_tokens: Annotated[int, Field(ge=1)] = 1_024
 
     def serve(self, batch: Batch, placement: Placement, rng: np.random.Generator) -> Served:
         """Deterministic; transient copies are extra slots of the returned placement."""
