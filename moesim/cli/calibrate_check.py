@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +28,10 @@ Within = Annotated[
 ]
 Kernels = Annotated[bool, typer.Option("--kernels", help="A line for each kernel and regime.")]
 
+Out = Annotated[
+    Path | None, typer.Option("--out", help="Folder for calibration.html and a picture of each family.")
+]
+
 SOURCES = ("recorded", "measurements", "aiconfigurator")
 
 
@@ -35,27 +40,40 @@ def check(
     against: Against = "recorded",
     kernels: Kernels = False,
     within: Within = None,
+    out: Out = None,
     json: bool = JSON_OPTION,
 ) -> None:
     """Predicted against measured on rows that no fit saw."""
     from moesim.hardware import load_device  # noqa: PLC0415
-    from moesim.kernels.fit.check import checked_rows, plain, recorded_rows, summary  # noqa: PLC0415
+    from moesim.kernels.fit.check import (  # noqa: PLC0415
+        checked_points,
+        checked_rows,
+        plain,
+        recorded_rows,
+        summary,
+    )
     from moesim.kernels.fit_file import fitted_devices, load_fits  # noqa: PLC0415
 
     if against not in SOURCES:
         raise InputError.at("--against", against, ", ".join(SOURCES))
     rows = []
+    parts: dict[str, list[dict[str, Any]]] = {}
     for name in device or fitted_devices():
         fits = load_fits(name)
         if against == "recorded":
             rows += recorded_rows(fits)
             continue
         profile = load_device(fits.device)
-        found = checked_rows(fits, _tables(against, profile), profile)
+        tables = _tables(against, profile)
+        found = checked_rows(fits, tables, profile)
+        for family, points in checked_points(fits, tables, profile).items() if out else ():
+            parts.setdefault(family, []).append({"device": name, **points._asdict()})
         if not found:
             note(f"{name}: no table of {against} is the one its fits were made from")
         rows += found
     groups = summary(rows)
+    if out is not None:
+        note(f"wrote {_page(out, plain(rows), groups, parts)}")
     if json:
         emit_json(envelope("calibrate check", rows=plain(rows), summary=groups))
     else:
@@ -81,16 +99,47 @@ def _tables(against: str, profile: Profile) -> list[MeasuredTable]:
     return read_folder(own_folder(MEASUREMENTS) / profile.name)
 
 
+COLUMNS = ("device", "family", "rows", "kernels", "error", "P90", "bias", "in band", "< 10 %", "< 15 %")
+
+
 def _show_summary(groups: list[dict[str, Any]]) -> None:
-    columns = ["device", "family", "rows", "kernels", "error", "P90", "bias", "in band", "< 10 %", "< 15 %"]
-    shown = [
+    table("Medians over kernels, on rows that no fit saw", COLUMNS, _cells(groups), right=list(range(3, 10)))
+
+
+def _cells(groups: list[dict[str, Any]]) -> list[list[str]]:
+    return [
         [g["device"], g["family"], g["split"], str(g["kernels"])]
         + [_percent(g[n]) for n in ("median_ape", "p90_ape")]
         + [f"{100 * g['bias']:+.1f} %"]
         + [_percent(g[n]) for n in ("coverage", "below_10_percent", "below_15_percent")]
         for g in groups
     ]
-    table("Medians over kernels, on rows that no fit saw", columns, shown, right=list(range(3, 10)))
+
+
+def _page(
+    out: Path,
+    rows: list[dict[str, Any]],
+    groups: list[dict[str, Any]],
+    parts: dict[str, list[dict[str, Any]]],
+) -> Path:
+    """``calibration.html`` and a PNG of each picture."""
+    from moesim.report.calibration_figures import errors, points  # noqa: PLC0415
+    from moesim.report.plain_page import Section, write_plain_page  # noqa: PLC0415
+    from moesim.report.style import save_png  # noqa: PLC0415
+
+    shown = [row for row in rows if row["regime"] == "all" and row["split"] in {"held out", "all rows"}]
+    figures = {"errors": errors(shown)} | {family: points(family, own) for family, own in parts.items()}
+    for name, figure in figures.items():
+        if figure is not None:
+            save_png(figure, out / f"calibration_{name}.png")
+    text = (
+        "Every fitted kernel was tested on measured rows that its parameters did not see: random rows, "
+        "whole weight or head shapes, and the largest shapes after fitting the smaller ones."
+    )
+    sections = [Section(text=text, figure=figures.pop("errors"))]
+    sections += [Section(figure=figure) for figure in figures.values()]
+    sections.append(Section("Medians over kernels", "", None, COLUMNS, _cells(groups), range(3, 10)))
+    return write_plain_page(out / "calibration.html", "Calibration: predicted against measured", sections)
 
 
 def _show_kernels(rows: list[dict[str, Any]]) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.hardware.schema import Device
-from moesim.kernels.fit.optimise import Solution
+from moesim.kernels.fit.optimise import Solution, form_parts, predict_s, subsample
 from moesim.kernels.fit.protocol import SMALL_TABLE_ROWS, random_split, regimes, score
 from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit, Score
+from moesim.kernels.forms.correction import SIDE, coordinates
 from moesim.kernels.forms.families import FORMS, variant_of
 from moesim.kernels.measured import MeasuredTable
 
 Split: TypeAlias = Literal["held out", "new shapes", "larger shapes", "far larger shapes", "all rows"]
+
+POINTS_OF_KERNEL = 60
 
 NEAR_APE = 0.10
 FAR_APE = 0.15
@@ -56,6 +60,14 @@ class CheckRow:
     coverage: float
 
 
+class Points(NamedTuple):
+    """Measured and predicted times of rows and what bounds them, each ``(num_rows,)``. [s, s, -]"""
+
+    measured_s: NDArray[np.float64]
+    predicted_s: NDArray[np.float64]
+    memory_over_compute: NDArray[np.float64]
+
+
 def recorded_rows(fits: DeviceFits) -> list[CheckRow]:
     """What each fit recorded of itself when it was made."""
     rows = []
@@ -72,12 +84,37 @@ def recorded_rows(fits: DeviceFits) -> list[CheckRow]:
 
 
 def checked_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Device) -> list[CheckRow]:
-    """Errors of the fits in a file on the rows of ``tables``, by regime.
+    """Errors of the fits in a file on the rows of ``tables`` that they did not see, by regime."""
+    return [
+        row
+        for fit, part, split in unseen_parts(fits, tables)
+        for row in _by_regime(fits, fit, part, device, split)
+    ]
+
+
+def checked_points(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Device) -> dict[str, Points]:
+    """Some of the same rows of each family, one by one: at most :data:`POINTS_OF_KERNEL` of a kernel."""
+    found: dict[str, list[Points]] = {}
+    for fit, part, _ in unseen_parts(fits, tables):
+        rows = subsample(part, POINTS_OF_KERNEL, "points")
+        solution = _solution(fit)
+        side = coordinates(rows.columns, form_parts(solution, rows, device))[SIDE]
+        own = Points(rows.seconds, predict_s(solution, rows, device), side + np.zeros(rows.num_rows))
+        found.setdefault(fit.family, []).append(own)
+    return {
+        family: Points(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        for family, parts in found.items()
+    }
+
+
+def unseen_parts(
+    fits: DeviceFits, tables: Iterable[MeasuredTable]
+) -> Iterator[tuple[Fit, MeasuredTable, Split]]:
+    """Rows that a fit did not see, kernel by kernel.
 
     Of a table that the fit was made from, those that :func:`~moesim.kernels.fit.protocol.random_split`
     held out; a small one is passed over, for it was fitted as a whole. Of any other table all rows.
     """
-    rows = []
     for table in tables:
         if table.family not in FORMS:
             continue
@@ -85,13 +122,12 @@ def checked_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Devi
         for variant in np.unique(variants):
             fit = _fit_of(fits, table, str(variant))
             part = table.at(variants == variant)
-            if fit is None:
+            if fit is None or not part.num_rows:
                 continue
             if fit.num_rows != part.num_rows:
-                rows += _by_regime(fits, fit, part, device, "all rows")
+                yield fit, part, "all rows"
             elif part.num_rows >= SMALL_TABLE_ROWS:
-                rows += _by_regime(fits, fit, part.at(random_split(part)[1]), device, "held out")
-    return rows
+                yield fit, part.at(random_split(part)[1]), "held out"
 
 
 def summary(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
@@ -125,14 +161,16 @@ def plain(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
 def _by_regime(
     fits: DeviceFits, fit: Fit, held_out: MeasuredTable, device: Device, split: Split
 ) -> list[CheckRow]:
-    if not held_out.num_rows:
-        return []
-    solution = Solution(fit.parameter_values(), fit.choice_values(), 0.0, fit.correction)
+    solution = _solution(fit)
     kinds = regimes(solution, held_out, device)
     parts = [("all", held_out)] + [(str(r), held_out.at(kinds == r)) for r in REGIMES if (kinds == r).any()]
     return [
         _row(fits, fit, regime, split, score(solution, part, device, fit.sigma)) for regime, part in parts
     ]
+
+
+def _solution(fit: Fit) -> Solution:
+    return Solution(fit.parameter_values(), fit.choice_values(), 0.0, fit.correction)
 
 
 def _fit_of(fits: DeviceFits, table: MeasuredTable, variant: str) -> Fit | None:
