@@ -13,6 +13,15 @@ from moesim.cli.trace_common import FORCE, SEED, TRACE, loaded, refuse_existing
 if TYPE_CHECKING:
     from moesim.traces import RoutingTrace
 
+_TOUCHED = "touched_experts"
+_SHORT = {
+    _TOUCHED: "touched",
+    "batch_imbalance_ratio": "imbalance",
+    "repeat_fraction": "repeat",
+    "mutual_information_nats": "mutual",
+    "lru_hit_fraction_2k": "LRU 2k",
+    "lru_hit_fraction_4k": "LRU 4k",
+}
 TWINS = ("matched", "uniform", "zipf", "aic_power_law")
 
 
@@ -47,11 +56,15 @@ def fit(
     note(f"wrote {out}; next: moesim trace generate matched --param like={out} --layers ...")
 
 
+HALVES = typer.Option(False, "--halves", help="Treat every trace by itself: a line each and stand-in.")
+
+
 def compare(
     trace: str = TRACE,
     others: list[str] = typer.Argument(None, help="Other traces. None: halves of the trace, and twins."),
     *,
     twin: list[str] = typer.Option(list(TWINS), help="Generators for a single trace. Repeatable."),
+    halves: bool = HALVES,
     seed: int = SEED,
     as_json: bool = JSON_OPTION,
 ) -> None:
@@ -63,6 +76,9 @@ def compare(
     from moesim.evidence import rng_for  # noqa: PLC0415
     from moesim.traces.compare import BARS, behaviour, errors, missed  # noqa: PLC0415
 
+    if halves:
+        _halves([trace, *(others or ())], twin, seed, as_json)
+        return
     reference = loaded(trace)
     if others:
         candidates = {name: loaded(name) for name in others}
@@ -92,6 +108,47 @@ def compare(
     title = f"{reference.num_tokens:,} tokens of {reference.info.model}, mean over layers"
     head = ["statistic", "held out" if not others else "reference", "bar", *found]
     table(title, head, cells, right=range(1, len(head)))
+
+
+def _halves(traces: list[str], twin: list[str], seed: int, as_json: bool) -> None:
+    """A line a trace and stand-in: its errors beside the held-out half, the largest over batch sizes."""
+    from moesim.evidence import rng_for  # noqa: PLC0415
+    from moesim.traces.compare import BARS, behaviour, errors, missed  # noqa: PLC0415
+
+    rows: list[dict[str, Any]] = []
+    for name in traces:
+        note(name)
+        fitted_on, reference = loaded(name).split()
+        wanted = behaviour(reference, rng_for(seed, "trace/compare"))
+        drawn = {"fit half": fitted_on} | twins_of(twin, fitted_on, reference, seed)
+        for other, made in drawn.items():
+            off = errors(wanted, behaviour(made, rng_for(seed, "trace/compare")))
+            touched = max((v for n, v in off.items() if n.startswith(_TOUCHED)), key=abs)
+            shown = {n: v for n, v in off.items() if not n.startswith(_TOUCHED)}
+            rows.append(
+                {"trace": Path(name).stem, "stand_in": other, "tokens": reference.num_tokens}
+                | {_TOUCHED: touched, **shown}
+                | {"beyond_bar": missed(off)}
+            )
+    if as_json:
+        emit_json(envelope("trace compare", rows=rows))
+        return
+    limits = {_TOUCHED: BARS[f"{_TOUCHED}_1"]} | BARS
+    columns = [n for n in rows[0] if n in limits]
+    cells = []
+    for row in rows:
+        marks = [
+            percent(row[n], limits[n].absolute) + ("*" if abs(row[n]) > limits[n].limit else " ")
+            for n in columns
+        ]
+        cells.append([row["trace"], row["stand_in"], *marks])
+    told = {n: f"{_SHORT[n]} {percent(limits[n].limit, limits[n].absolute).lstrip('+')}" for n in columns}
+    table(
+        "Errors beside the held-out half; a star is beyond the bar in the heading",
+        ["trace", "stand-in", *told.values()],
+        cells,
+        right=range(2, 2 + len(columns)),
+    )
 
 
 def twins_of(

@@ -21,6 +21,7 @@ from moesim.traces.matched import (
     rates_of,
 )
 from moesim.traces.routing import ExpertIds, RoutingTrace
+from moesim.traces.slices import by_layer
 from moesim.traces.statistics import lru_hit_fraction, mutual_information_nats
 from moesim.traces.synthetic import choose, inclusion_targets
 
@@ -136,17 +137,12 @@ def _tied(
 ) -> tuple[MatchedParameters, NDArray[np.float64]]:
     """Context size, strength and layer sharing that give the trace's affinity, and the overlap curve."""
     part = _part(trace, FIT_TOKENS)
-    layers = np.unique(np.linspace(0, trace.num_layers - 1, FIT_LAYERS).astype(np.int64))
-    small = replace(
-        base,
-        relative_load=tuple(base.relative_load[i] for i in layers),
-        layer_indices=tuple(base.layer_indices[i] for i in layers),
-    )
+    small = _thin(base)
+    shape = (part.num_tokens, len(small.layer_indices), trace.num_experts, trace.top_k)
     target = _affinity(part)
 
     def affinity(sharing: float, size: int, strength: float, seed: int) -> float:
         knobs = replace(small, context_strength=strength, layer_sharing=sharing, context_size=size)
-        shape = (part.num_tokens, layers.size, trace.num_experts, trace.top_k)
         return _affinity(matched_trace(knobs, *shape, np.random.default_rng(seed)))
 
     size, strength = CONTEXT_SIZES[0], STRENGTH_MAX / 2
@@ -210,21 +206,33 @@ def _caching(
     trace: RoutingTrace, base: MatchedParameters, wanted: NDArray[np.float64], seeds: Sequence[int]
 ) -> MatchedParameters:
     """Parameters whose correlation beyond the next token gives the trace's cache hit rates."""
-    part = _part(trace, LRU_TOKENS)
+    small = _thin(base)
+    part = by_layer(_part(trace, LRU_TOKENS), small.layer_indices)
+    shape = (part.num_tokens, part.num_layers, trace.num_experts, trace.top_k)
     target = _hits(part)
     if not target:
         return normalised(base, _mixture(wanted))
 
-    def scaled(factor: float) -> MatchedParameters:
+    def scaled(factor: float) -> NDArray[np.float64]:
         beyond = np.minimum(wanted * factor, max(wanted))
-        return normalised(base, _mixture(np.append(wanted[0], beyond[1:])))
+        return _mixture(np.append(wanted[0], beyond[1:]))
 
     def hits(factor: float, seed: int) -> float:
-        shape = (part.num_tokens, trace.num_layers, trace.num_experts, trace.top_k)
-        return _hits(matched_trace(scaled(factor), *shape, np.random.default_rng(seed)))
+        knobs = normalised(small, scaled(factor))
+        return _hits(matched_trace(knobs, *shape, np.random.default_rng(seed)))
 
     factor = _crossing(partial(hits, seed=seeds[0]), target, _FACTOR_MAX)
-    return scaled(_calibrated(hits, factor, target, _FACTOR_MAX, seeds))
+    return normalised(base, scaled(_calibrated(hits, factor, target, _FACTOR_MAX, seeds)))
+
+
+def _thin(base: MatchedParameters) -> MatchedParameters:
+    """Parameters of a few layers from first to last, to simulate in less time."""
+    layers = np.unique(np.linspace(0, len(base.layer_indices) - 1, FIT_LAYERS).astype(np.int64))
+    return replace(
+        base,
+        relative_load=tuple(base.relative_load[i] for i in layers),
+        layer_indices=tuple(base.layer_indices[i] for i in layers),
+    )
 
 
 def _with_domains(

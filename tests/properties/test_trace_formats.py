@@ -1,5 +1,6 @@
 """Laws of reading and writing other programs' files: nothing is lost, and broken files are told."""
 
+import struct
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from moesim.errors import InputError
 from moesim.traces import ExpertCounts, RoutingTrace, TraceInfo
 from moesim.traces.formats import Writable, formats
 from moesim.traces.interchange import Hints
-from moesim.traces.store import verify_trace
+from moesim.traces.matched import read_parameters
+from moesim.traces.store import read_counts, verify_trace, write_counts
 
 FILE = {
     "csv": "t.csv",
@@ -155,6 +157,75 @@ def test_broken_files_are_input_errors(name, data):
             return
         if isinstance(found, RoutingTrace):
             verify_trace(found)
+
+
+def survives(read, path, content):
+    """The content is read as something valid, or refused with an InputError; nothing else escapes."""
+    path.write_bytes(content)
+    try:
+        found = read(path)
+    except InputError:
+        return
+    if isinstance(found, RoutingTrace):
+        verify_trace(found)
+
+
+def gguf(name="blk.0.ffn_down_exps.weight.counts", experts=4):
+    """Smallest importance matrix."""
+
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    head = (
+        b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + text("general.type") + struct.pack("<I", 8) + text("imatrix")
+    )
+    head += text(name) + struct.pack("<IQIQ", 1, experts, 0, 0)
+    return head + b"\0" * (-len(head) % 32) + np.arange(experts, dtype="<f4").tobytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_broken_importance_matrices_are_input_errors(data):
+    form = formats.build("llama_imatrix")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "t.gguf"
+        path.write_bytes(gguf())
+        assert form.read(path, Hints("m")).counts.tolist() == [[[0, 1, 2, 3]]]
+        survives(lambda p: form.read(p, Hints("m")), path, mutated(gguf(), data))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_broken_parquet_is_an_input_error(data):
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    form = formats.build("flame")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layer_02.parquet"
+        columns = {"indices": [[0, 1], [2, 3]], "scores": arrow.array([[0.5, 0.5]] * 2)}
+        parquet.write_table(arrow.table(columns), path)
+        content = mutated(path.read_bytes(), data)
+        survives(lambda p: form.read(p.parent, Hints("m", 4)), path, content)
+
+
+SHIPPED = Path(__file__).resolve().parents[2] / "traces" / "matched" / "tiny_olmoe_matched.json"
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_broken_parameters_are_input_errors(data):
+    with tempfile.TemporaryDirectory() as folder:
+        survives(read_parameters, Path(folder) / "p.json", mutated(SHIPPED.read_bytes(), data))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_broken_counts_are_input_errors(data):
+    counts = ExpertCounts(TraceInfo("m", 3, (1, 2)), np.arange(6).reshape(1, 2, 3))
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_counts(Path(folder) / "c.safetensors", counts)
+        survives(read_counts, path, mutated(path.read_bytes(), data))
 
 
 READERS = sorted(name for name, _ in formats.items())

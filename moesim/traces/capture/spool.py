@@ -88,7 +88,7 @@ class Spool:
         place = {
             int(request): (g, i) for g, group in enumerate(self.groups) for i, request in enumerate(group)
         }
-        parts = [read_tensors(self._part(g))[0] for g in range(len(self.groups))]
+        parts = [self._read(g, info.num_layers) for g in range(len(self.groups))]
         slots = max(part["expert_ids"].shape[3] for part in parts)
         lengths = np.array([parts[place[r][0]]["phase"].size for r in range(domain_of.size)])
 
@@ -121,6 +121,16 @@ class Spool:
         write_json(manifest_path(self.out), dict(manifest) | {"tokens": total})
         shutil.rmtree(self.folder)
         return self.out
+
+    def _read(self, group: int, layers: int) -> dict[str, NDArray[Any]]:
+        """Rows of one batch, memory-mapped; checked, as the file may be old."""
+        path = self._part(group)
+        tensors, _ = read_tensors(path)
+        ids, phase = tensors.get("expert_ids"), tensors.get("phase")
+        head = (len(self.groups[group]), None if phase is None else phase.size, layers)
+        if ids is None or ids.ndim != 4 or ids.shape[:3] != head or "step_index" not in tensors:
+            raise InputError([Problem("", "is not a batch of this capture; accepted: --restart", str(path))])
+        return tensors
 
     def _part(self, group: int) -> Path:
         return self.folder / f"{group:06d}.safetensors"
