@@ -1,0 +1,1 @@
+"""Arrival processes of an open loop. One small file each."""

@@ -1,0 +1,1 @@
+"""Batching policies: what an iteration may hold. One small file each."""

@@ -1,0 +1,1 @@
+"""Distributions of prompt and answer lengths. One small file each."""

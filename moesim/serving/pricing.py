@@ -1,0 +1,86 @@
+"""Ends of the iterations of an instance on the integer clock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.serving.iterations import NOTHING, Iterations, PerRank, Prefill
+from moesim.units import PS_PER_S
+
+LONGEST_RUN = 4096
+FEW = 12
+"""Runs up to this length are priced one by one: cheaper than a pass of numpy."""
+
+Chunks = Iterable[tuple[int, int, int]]
+"""Rank, new tokens and tokens cached before them, of each prompt in an iteration."""
+
+
+class Pricer:
+    """Prices of one instance.
+
+    Parameters
+    ----------
+    iterations : Iterations
+    num_ranks : int
+    """
+
+    def __init__(self, iterations: Iterations, num_ranks: int) -> None:
+        self.iterations, self.num_ranks = iterations, num_ranks
+        self.slowdown = 1.0
+        self._nobody: PerRank = 0 if num_ranks == 1 else np.zeros(num_ranks, dtype=np.int64)
+
+    def step_ps(self, chunks: Chunks, batch: tuple[PerRank, PerRank] | None, extra_s: float = 0.0) -> int:
+        """Time of one iteration. [ps]
+
+        Parameters
+        ----------
+        chunks
+            Prompt work.
+        batch : (decodes, contexts) or None
+            None where nobody decodes.
+        extra_s : float
+            Added to it. [s]
+        """
+        decodes, contexts = batch or (self._nobody, self._nobody)
+        return self._picoseconds(self.iterations.one(self._sums(chunks), decodes, contexts) + extra_s)
+
+    def run_ends(self, now_ps: int, most: int, batch: tuple[PerRank, PerRank], until_ps: int) -> list[int]:
+        """Ends of up to ``most`` decode iterations, few more than are needed to reach ``until_ps``. [ps]"""
+        decodes, contexts = batch
+        end, ends = now_ps, []
+        for _ in range(min(most, FEW)):
+            end += self._picoseconds(self.iterations.one(NOTHING, decodes, contexts))
+            ends.append(end)
+            if end >= until_ps:
+                return ends
+            contexts = contexts + decodes
+        each = (end - now_ps) // len(ends)
+        longest = max(LONGEST_RUN // self.num_ranks, FEW)
+        left = min(most - len(ends), (until_ps - end) // max(each, 1) + 1, longest)
+        if left > 0:
+            grown = np.multiply.outer(np.arange(left, dtype=np.int64), decodes)
+            sums = np.asarray(grown + contexts, dtype=np.int64)
+            seconds = self.iterations.run(decodes, sums) * self.slowdown
+            each_ps = np.maximum(np.rint(seconds * PS_PER_S).astype(np.int64), 1)
+            ends += (np.cumsum(each_ps) + end).tolist()
+        return ends
+
+    def _picoseconds(self, seconds: float) -> int:
+        return max(round(seconds * self.slowdown * PS_PER_S), 1)
+
+    def _sums(self, chunks: Chunks) -> Prefill:
+        if self.num_ranks == 1:
+            tokens = products = squares = count = 0
+            for _, chunk, before in chunks:
+                tokens += chunk
+                products += chunk * before
+                squares += chunk * chunk
+                count += 1
+            return Prefill(tokens, products, squares, count)
+        sums: NDArray[np.int64] = np.zeros((4, self.num_ranks), dtype=np.int64)
+        for index, chunk, before in chunks:
+            sums[:, index] += (chunk, chunk * before, chunk * chunk, 1)
+        return Prefill(*sums)
