@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -55,8 +56,14 @@ def list_profiles(kind: Kind = None, json: bool = JSON_OPTION) -> None:
 
 
 @app.command()
-def show(name: Name, json: bool = JSON_OPTION) -> None:
-    """Every field of a profile with its unit, evidence grade and source."""
+def show(
+    name: Name,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the links of a node or cluster.")
+    ] = None,
+    json: bool = JSON_OPTION,
+) -> None:
+    """Every field of a profile with its unit, evidence grade and source; links of a cluster."""
     from moesim.hardware.audit import field_origins  # noqa: PLC0415
     from moesim.hardware.load import read_profile  # noqa: PLC0415
 
@@ -64,13 +71,48 @@ def show(name: Name, json: bool = JSON_OPTION) -> None:
     if profile.problems:
         raise InputError(profile.problems, source=profile.tree.source or name)
     rows = field_origins(profile.tree)
+    links = [] if profile.kind == "device" else _links(name, draw)
     if json:
-        emit_json(envelope("profile show", name=name, kind=profile.kind, rows=[asdict(row) for row in rows]))
+        shown = [asdict(row) for row in rows]
+        emit_json(envelope("profile show", name=name, kind=profile.kind, rows=shown, links=links))
         return
     columns = ["field", "value", "grade", "source"]
     table(
         f"{profile.kind} {name}", columns, [[r.path, _shown(r), r.grade, r.source] for r in rows], right=[1]
     )
+    if links:
+        heads = ["links", "number", "rate, one direction", "first"]
+        lines = [
+            [r["label"], f"{r['count']:,}", fmt_quantity(r["bytes_per_s"], "bytes_per_s"), r["first"]]
+            for r in links
+        ]
+        table(f"Links of {name}", heads, lines, right=[1, 2])
+    if draw is not None:
+        note(f"wrote {draw}")
+
+
+def _links(name: str, draw: Path | None) -> list[dict[str, Any]]:
+    """Kinds of links of a node or cluster; a picture where asked for."""
+    from moesim.hardware import load_cluster  # noqa: PLC0415
+    from moesim.network.topology import Topology  # noqa: PLC0415
+    from moesim.scenario.link_views import LABELS  # noqa: PLC0415
+
+    topology = Topology.of(load_cluster(name))
+    if draw is not None and topology.link_names:
+        from moesim.report.style import save_png  # noqa: PLC0415
+        from moesim.report.topology_figure import topology_figure  # noqa: PLC0415
+
+        save_png(topology_figure(topology, name), draw)
+    return [
+        {
+            "label": LABELS[block],
+            "count": place.stop - place.start,
+            "bytes_per_s": float(topology.capacity_bytes_per_s[place].min()),
+            "first": topology.link_names[place.start],
+        }
+        for block, place in topology.blocks.items()
+        if place.stop > place.start
+    ]
 
 
 @app.command()

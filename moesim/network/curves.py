@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,30 +38,37 @@ def collective_s(
 ) -> tuple[Floats, float]:
     """Seconds of a collective and the sigma of their logarithm.
 
-    Between measured numbers of ranks the logarithm of time is straight in the logarithm of ranks; beyond
-    them it goes on like that, with a wider band.
+    Between measured numbers of ranks the logarithm of time is straight in the logarithm of ranks. Beyond
+    them, with a wider band, the smallest message's time goes on in a straight line, and the rest grows as
+    the bytes through a port do.
     """
     ranks = [curve.num_ranks for curve in fit.curves]
-    low, high = _neighbours(ranks, num_ranks)
-    left = curve_s(fit.curves[low], payload_bytes, dtype, link_ratio)
-    sigma = max(fit.curves[low].sigma, fit.curves[high].sigma)
-    if not ranks[0] <= num_ranks <= ranks[-1] or _beyond(fit.curves[high], payload_bytes):
-        sigma *= BEYOND_SIGMA_RATIO
-    if low == high:
-        return left, sigma
-    right = curve_s(fit.curves[high], payload_bytes, dtype, link_ratio)
-    place = np.log(num_ranks / ranks[low]) / np.log(ranks[high] / ranks[low])
-    return np.asarray(left * (right / left) ** place), sigma
+    seconds = [curve_s(curve, payload_bytes, dtype, link_ratio) for curve in fit.curves]
+    if num_ranks in ranks:
+        place = ranks.index(num_ranks)
+        wide = _beyond(fit.curves[place], payload_bytes)
+        return seconds[place], fit.curves[place].sigma * (BEYOND_SIGMA_RATIO if wide else 1.0)
+    if num_ranks > ranks[-1] or num_ranks < ranks[0]:
+        end = -1 if num_ranks > ranks[-1] else 0
+        sigma = fit.curves[end].sigma * BEYOND_SIGMA_RATIO
+        return _beyond_ranks(fit, end, seconds[end], num_ranks, dtype), sigma
+    high = next(place for place, number in enumerate(ranks) if number > num_ranks)
+    left, right = fit.curves[high - 1], fit.curves[high]
+    place = np.log(num_ranks / left.num_ranks) / np.log(right.num_ranks / left.num_ranks)
+    wide = _beyond(right, payload_bytes)
+    sigma = max(left.sigma, right.sigma) * (BEYOND_SIGMA_RATIO if wide else 1.0)
+    return np.asarray(seconds[high - 1] ** (1 - place) * seconds[high] ** place), sigma
 
 
-def _neighbours(ranks: Sequence[int], wanted: int) -> tuple[int, int]:
-    """Places of the measured numbers of ranks on either side of ``wanted``, or the nearest two."""
-    if wanted in ranks:
-        place = ranks.index(wanted)
-        return place, place
-    above = next((place for place, number in enumerate(ranks) if number > wanted), len(ranks) - 1)
-    high = min(max(above, 1), len(ranks) - 1)
-    return max(high - 1, 0), high
+def _beyond_ranks(fit: CollectiveFit, end: int, seconds: Floats, num_ranks: int, dtype: str | None) -> Floats:
+    """Seconds for more (or fewer) ranks than were measured, from those at the nearest number."""
+    last, inner = fit.curves[end], fit.curves[(-2 if end else 1) % len(fit.curves)]
+    factor = last.dtype_factors.get(dtype or "", 1.0)
+    fixed = last.seconds[0] * factor
+    slope = (last.seconds[0] - inner.seconds[0]) / ((last.num_ranks - inner.num_ranks) or 1)
+    started = max(fixed + factor * max(slope, 0.0) * (num_ranks - last.num_ranks), fixed / num_ranks)
+    through = (1 - 1 / num_ranks) / (1 - 1 / last.num_ranks)
+    return np.asarray(started + (seconds - fixed) * through)
 
 
 def _beyond(curve: RankCurve, payload_bytes: Seconds) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -66,12 +67,18 @@ class Communication:
         What dispatch sends once.
     sms : int
         Streaming multiprocessors of each device given to exchange kernels. [-]
+    payload_ratio : float
+        Bytes sent over bytes of the tokens: below 1 where they are compressed. [-]
+    exchange_params : mapping
+        Parameters of the named exchange.
     """
 
     all_reduce: str = AUTO
     exchange: str = AUTO
     deduplicate: Deduplication = "rank"
     sms: int = 20
+    payload_ratio: float = 1.0
+    exchange_params: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

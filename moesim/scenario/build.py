@@ -50,7 +50,7 @@ def machine_of(
 ) -> Machine:
     """Costs and link classes of the first ``num_ranks`` devices of a cluster."""
     section = network or NetworkSection()
-    communication = Communication(section.all_reduce, section.exchange, section.deduplicate, section.sms)
+    communication = Communication(**section.model_dump())
     return Machine(cost_of(cluster.node.device), Fabric.of(cluster, num_ranks, communication, faults))
 
 

@@ -118,7 +118,11 @@ class NetworkSection(Strict):
     all_reduce: str = Field(
         "auto", description="registered algorithm or measured library; auto: the cheapest that was measured"
     )
+    exchange_params: dict[str, Any] = Field({}, description="parameters of the named exchange")
     sms: int = Field(20, ge=1, description="multiprocessors of each device given to exchange kernels")
+    payload_ratio: float = Field(
+        1.0, gt=0, le=1, description="bytes sent over bytes of the tokens; below 1 where they are compressed"
+    )
 
 
 class OverlapSection(Strict):

@@ -261,7 +261,7 @@ class StageBuilder:
         return Load(
             phase=phase,
             ports=routed.ports if there else routed.ports.transposed(),
-            row_bytes=dispatched if there else self._token_bytes,
+            row_bytes=(dispatched if there else self._token_bytes) * self.fabric.communication.payload_ratio,
             ranks=self.stage.ranks,
             tokens_per_rank=lane.tokens / self.stage.tp,
             num_experts=self.num_slots,

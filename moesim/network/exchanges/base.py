@@ -8,7 +8,8 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.evidence import GRADES, Estimate, Grade
+from moesim.evidence import GRADES, Estimate, Grade, Seconds
+from moesim.network.all_to_all import port_bound_s
 from moesim.network.curves import BEYOND_SIGMA_RATIO
 from moesim.network.fabric import AUTO, Fabric
 from moesim.network.fit_file import ExchangeFit
@@ -77,6 +78,10 @@ class Load:
         ratio = fabric.oversubscription_ratio if self.shared is None else 1.0
         return np.maximum(out, into) * self.row_bytes * ratio
 
+    def domain_size(self, fabric: Fabric) -> float:
+        """Mean members of the group in a scale-up domain. [-]"""
+        return self.num_ranks / self.num_domains(fabric)
+
     def shared_s(self, fabric: Fabric) -> NDArray[np.float64] | float:
         """Time that the busiest shared link needs at the rate that links reach, ``(...)``. [s]"""
         if self.shared is None or self.shared.shape[-1] == 0:
@@ -118,7 +123,11 @@ def exchange(load: Load, fabric: Fabric) -> tuple[str, Estimate]:
     """
     name = fabric.communication.exchange
     if name != AUTO:
-        found = _priced(exchanges.build(name, field="network.exchange"), load, fabric)
+        found = _priced(
+            exchanges.build(name, fabric.communication.exchange_params, field="network.exchange"),
+            load,
+            fabric,
+        )
         if found is None:
             raise does_not_apply(name, load, fabric)
         return name, found
@@ -182,6 +191,39 @@ def fitted(kernel: str, load: Load, fabric: Fabric) -> Estimate | None:
     seconds = seconds + fabric.extra_latency_s(between_domains=domains > 1)
     grade: Grade = fabric.fits.grade if fabric.fits else "roofline"
     return Estimate(np.asarray(seconds), FAMILY, grade, _sigma(fit, moved))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What exchange kernels reach of the links, and their fixed costs, by the roofline's efficiencies."""
+
+    scale_up_bytes_per_s: float
+    nic_bytes_per_s: float
+    base_s: float
+    per_peer_s: float
+
+    @classmethod
+    def of(cls, fabric: Fabric) -> Rates:
+        """Of a fabric."""
+        efficiency = fabric.efficiencies.families[FAMILY]
+        return cls(
+            fabric.scale_up_bytes_per_s * efficiency.bandwidth_fraction,
+            fabric.nic_bytes_per_s * fabric.efficiencies.nic_bandwidth_fraction,
+            efficiency.base_s,
+            efficiency.per_peer_s,
+        )
+
+    def scale_up_s(self, moved_bytes: Seconds, latency_s: float) -> NDArray[np.float64]:
+        """Time of bytes through a scale-up port, 0 for none. [s]"""
+        return port_bound_s(
+            np.asarray(moved_bytes), bandwidth_bytes_per_s=self.scale_up_bytes_per_s, latency_s=latency_s
+        )
+
+    def nic_s(self, moved_bytes: Seconds, latency_s: float) -> NDArray[np.float64]:
+        """Time of bytes through a NIC, 0 for none. [s]"""
+        moved = np.asarray(moved_bytes)
+        rate = self.nic_bytes_per_s or 1.0  # nothing is moved where there is no NIC
+        return port_bound_s(moved, bandwidth_bytes_per_s=rate, latency_s=latency_s)
 
 
 def _notify_s(fit: ExchangeFit, num_ranks: int) -> float:

@@ -8,9 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from moesim.evidence import Estimate
-from moesim.network.all_to_all import port_bound_s
 from moesim.network.curves import collective_s
-from moesim.network.exchanges.base import FAMILY, Load, exchanges
+from moesim.network.exchanges.base import FAMILY, Load, Rates, exchanges
 from moesim.network.fabric import Fabric
 
 
@@ -31,14 +30,8 @@ class Pairwise:
             seconds, sigma = collective_s(measured, buffer, load.num_ranks, None, fabric.link_ratio)
             seconds = seconds + fabric.extra_latency_s(between_domains=False)
             return Estimate(seconds, FAMILY, fabric.fits.grade, sigma)
-        efficiency = fabric.efficiencies.families[FAMILY]
-        scale_up_s = port_bound_s(
-            up,
-            bandwidth_bytes_per_s=fabric.scale_up_bytes_per_s * efficiency.bandwidth_fraction,
-            latency_s=fabric.scale_up_latency_s,
-        )
-        reached = fabric.nic_bytes_per_s * fabric.efficiencies.nic_bandwidth_fraction
-        nic_s = port_bound_s(nic, bandwidth_bytes_per_s=reached, latency_s=fabric.scale_out_latency_s)
-        peers = load.num_ranks - 1
-        start_s = efficiency.base_s + efficiency.per_peer_s * peers if peers else 0.0
+        rates, peers = Rates.of(fabric), load.num_ranks - 1
+        scale_up_s = rates.scale_up_s(up, fabric.scale_up_latency_s)
+        nic_s = rates.nic_s(nic, fabric.scale_out_latency_s)
+        start_s = rates.base_s + rates.per_peer_s * peers if peers else 0.0
         return fabric.estimate(start_s + np.maximum(scale_up_s, nic_s), FAMILY)
