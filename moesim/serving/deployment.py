@@ -130,6 +130,12 @@ class Deployment:
             raise self._no_room(empty, capacity)
         return int(room / per_token) if per_token > 0 else int(np.iinfo(np.int64).max)
 
+    def cache_bytes_per_token(self) -> float:
+        """Cache of one more token on one rank, over all layers. [bytes]"""
+        capacity = self.cluster.node.device.main_memory.capacity_bytes
+        empty, full = (self._resident_bytes(n, capacity) for n in (0, PROBE_TOKENS))
+        return (full - empty) / PROBE_TOKENS
+
     def _no_room(self, need_bytes: float, capacity_bytes: float) -> InfeasibleError:
         have_bytes = self.profile.memory_fraction * capacity_bytes
         devices = self.plan.num_devices

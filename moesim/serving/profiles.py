@@ -36,6 +36,9 @@ class Host(_Strict):
         slower. [s]
     request_s, request_token_s : float
         From a client's request to the scheduler and back: once, and for each prompt token. [s]
+    delivery_iterations : float
+        Iterations that pass before a made token is on its way to the client: batches in flight, output
+        handled beside the next ones. Delays the first token, not the pace. [-]
     """
 
     iteration_s: float = Field(ge=0)
@@ -43,6 +46,7 @@ class Host(_Strict):
     eager_layer_s: float = Field(ge=0)
     request_s: float = Field(ge=0)
     request_token_s: float = Field(ge=0)
+    delivery_iterations: float = Field(0.0, ge=0)
 
 
 class Speculation(_Strict):
@@ -123,8 +127,8 @@ class Profile(_Strict):
         Tokens that are made before the first is delivered (a streaming interval). [tokens]
     kv_dtype : dict
         ``{weight format: cache format}``; ``*`` for the others.
-    sigma : float
-        Spread of ln(true / predicted) of a step that remains within a family. [-]
+    sigma, first_token_sigma : float
+        Spread of ln(true / predicted) that remains within a family, of a step and of a first token. [-]
     """
 
     engine: str
@@ -146,6 +150,7 @@ class Profile(_Strict):
     host: Host
     speculation: Speculation = Speculation()
     sigma: float = Field(ge=0)
+    first_token_sigma: float = Field(0.4, ge=0)
 
     @property
     def step_sigma(self) -> float:

@@ -1,0 +1,109 @@
+"""``trtllm-serve MODEL ... --extra_llm_api_options FILE.yaml``"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moesim.errors import InputError, Problem
+from moesim.files import read_tree
+from moesim.serving.commands.base import Command, Flags, engine_commands, fraction, whole
+
+FLAGS = Flags(
+    values={
+        "--tp-size": ("tensor_parallel_size", whole),
+        "--tp": ("tensor_parallel_size", whole),
+        "--pp-size": ("pipeline_parallel_size", whole),
+        "--pp": ("pipeline_parallel_size", whole),
+        "--ep-size": ("moe_expert_parallel_size", whole),
+        "--ep": ("moe_expert_parallel_size", whole),
+        "--max-batch-size": ("max_batch_size", whole),
+        "--max-num-tokens": ("max_num_tokens", whole),
+        "--kv-cache-free-gpu-memory-fraction": ("memory_fraction", fraction),
+        "--extra-llm-api-options": ("options", str),
+        "--config": ("options", str),
+    },
+    without_effect=frozenset(
+        {
+            *("--host", "--port", "--tokenizer", "--trust-remote-code", "--log-level", "--backend"),
+            *("--max-seq-len", "--max-input-len", "--gpus-per-node", "--reasoning-parser", "--tool-parser"),
+        }
+    ),
+)
+
+QUIET = frozenset({"print_iter_log", "max_seq_len", "trust_remote_code", "enable_iter_perf_stats", "model"})
+"""Keys of the options file that change no time."""
+DEGREES = {
+    "tensor_parallel_size": "tp",
+    "pipeline_parallel_size": "pp",
+    "moe_expert_parallel_size": "ep",
+    "max_batch_size": "max_num_seqs",
+    "max_num_tokens": "max_num_batched_tokens",
+    "enable_chunked_prefill": "chunked_prefill",
+    "stream_interval": "first_tokens",
+}
+
+
+@engine_commands.register("trtllm")
+@dataclass(frozen=True)
+class TrtllmServe:
+    """Attention data parallelism runs over all ``tp`` ranks; the options file lies over the flags."""
+
+    def matches(self, words: Sequence[str]) -> bool:
+        """``trtllm-serve``."""
+        return bool(words) and Path(words[0]).name == "trtllm-serve"
+
+    def read(self, words: Sequence[str]) -> Command:
+        """As :class:`Reader`."""
+        parsed = FLAGS.parse([word for word in words[1:] if word != "serve"])
+        values: dict[str, Any] = dict(parsed.settings)
+        if not parsed.positional:
+            raise InputError([Problem("--from", "no model: trtllm-serve MODEL ...")])
+        options = values.pop("options", None)
+        unknown = list(parsed.unknown)
+        if options is not None:
+            values |= _options(Path(options), unknown)
+        settings = {name: values[key] for key, name in DEGREES.items() if values.get(key) is not None}
+        size = settings.pop("tp", 1)
+        shares = bool(values.get("enable_attention_dp"))
+        return Command(
+            engine="trtllm",
+            model=parsed.positional[0],
+            tp=1 if shares else size,
+            attention_dp=size if shares else 1,
+            ep=settings.pop("ep", 1),
+            kv=str(values.get("kv", "")),
+            memory_fraction=values.get("memory_fraction"),
+            prefix_caching=values.get("prefix_caching"),
+            draft_tokens=values.get("draft_tokens"),
+            without_effect=tuple(parsed.without_effect),
+            unknown=tuple(unknown),
+            **settings,
+        )
+
+
+def _options(path: Path, unknown: list[str]) -> dict[str, Any]:
+    """Settings of an options file; keys that are not understood go to ``unknown``."""
+    if not path.is_file():
+        raise InputError([Problem("--extra-llm-api-options", f"no file {str(path)!r}")])
+    found: dict[str, Any] = {}
+    for key, value in read_tree(path).data.items():
+        if key == "kv_cache_config" and isinstance(value, Mapping):
+            found |= _cache(value)
+        elif key == "speculative_config" and isinstance(value, Mapping):
+            found["draft_tokens"] = int(value.get("num_nextn_predict_layers", value.get("max_draft_len", 1)))
+        elif key in DEGREES or key == "enable_attention_dp":
+            found[key] = value
+        elif key not in QUIET:
+            unknown.append(f"{path.name}: {key}")
+    return found
+
+
+def _cache(config: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"free_gpu_memory_fraction": "memory_fraction", "enable_block_reuse": "prefix_caching"}
+    found = {own: config[key] for key, own in names.items() if key in config}
+    if config.get("dtype") not in (None, "auto"):
+        found["kv"] = str(config["dtype"])
+    return found

@@ -1,0 +1,112 @@
+"""``vllm serve MODEL ...``"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moesim.errors import InputError, Problem
+from moesim.serving.commands.base import Command, Flags, engine_commands, fraction, mapping, whole
+
+FLAGS = Flags(
+    values={
+        "--model": ("model", str),
+        "--tensor-parallel-size": ("tp", whole),
+        "-tp": ("tp", whole),
+        "--pipeline-parallel-size": ("pp", whole),
+        "-pp": ("pp", whole),
+        "--data-parallel-size": ("dp", whole),
+        "-dp": ("dp", whole),
+        "--quantization": ("weights", str),
+        "-q": ("weights", str),
+        "--kv-cache-dtype": ("kv", str),
+        "--max-num-batched-tokens": ("max_num_batched_tokens", whole),
+        "--max-num-seqs": ("max_num_seqs", whole),
+        "--gpu-memory-utilization": ("memory_fraction", fraction),
+        "--block-size": ("block_tokens", whole),
+        "--num-gpu-blocks-override": ("num_blocks", whole),
+        "--speculative-config": ("speculative", mapping),
+        "--stream-interval": ("first_tokens", whole),
+    },
+    switches={
+        "--enable-expert-parallel": ("expert_parallel", True),
+        "--no-enable-expert-parallel": ("expert_parallel", False),
+        "--enable-chunked-prefill": ("chunked_prefill", True),
+        "--no-enable-chunked-prefill": ("chunked_prefill", False),
+        "--enable-prefix-caching": ("prefix_caching", True),
+        "--no-enable-prefix-caching": ("prefix_caching", False),
+        "--async-scheduling": ("async_scheduling", True),
+        "--no-async-scheduling": ("async_scheduling", False),
+    },
+    without_effect=frozenset(
+        {
+            *(
+                "--host",
+                "--port",
+                "--api-key",
+                "--served-model-name",
+                "--trust-remote-code",
+                "--chat-template",
+            ),
+            *("--tokenizer", "--tokenizer-mode", "--download-dir", "--load-format", "--revision", "--seed"),
+            *("--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser", "--uvicorn-log-level"),
+            *(
+                "--disable-log-requests",
+                "--disable-log-stats",
+                "--max-model-len",
+                "--dtype",
+                "--hf-overrides",
+            ),
+            *("--distributed-executor-backend", "--generation-config", "--limit-mm-per-prompt"),
+        }
+    ),
+)
+
+KV_LABELS = {"auto": "", "fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bfloat16": "bf16"}
+SETTINGS = (
+    *("tp", "pp", "weights", "max_num_batched_tokens", "max_num_seqs", "memory_fraction", "block_tokens"),
+    *("num_blocks", "chunked_prefill", "prefix_caching", "async_scheduling", "first_tokens"),
+)
+
+
+@engine_commands.register("vllm")
+@dataclass(frozen=True)
+class VllmServe:
+    """Data-parallel ranks share the experts of one instance if experts are parallel; else replicas."""
+
+    def matches(self, words: Sequence[str]) -> bool:
+        """``vllm serve`` or the module behind it."""
+        return list(words[:2]) == ["vllm", "serve"] or "vllm.entrypoints.openai.api_server" in words[:3]
+
+    def read(self, words: Sequence[str]) -> Command:
+        """As :class:`Reader`."""
+        parsed = FLAGS.parse(words[2:] if words[0] == "vllm" else words[3:])
+        values = dict(parsed.settings)
+        model = values.get("model") or next(iter(parsed.positional), "")
+        if not model:
+            raise InputError([Problem("--from", "no model: vllm serve MODEL ...")])
+        experts = bool(values.get("expert_parallel"))
+        tp, dp = values.get("tp", 1), values.get("dp", 1)
+        return Command(
+            engine="vllm",
+            model=model,
+            data_parallel=1 if experts else dp,
+            attention_dp=dp if experts else 1,
+            ep=tp * dp if experts else 1,
+            kv=_kv(values.get("kv", "auto")),
+            draft_tokens=_drafts(values.get("speculative")),
+            without_effect=tuple(parsed.without_effect),
+            unknown=tuple(parsed.unknown),
+            **{name: values[name] for name in SETTINGS if name in values},
+        )
+
+
+def _kv(text: str) -> str:
+    if text not in KV_LABELS:
+        raise InputError.at("--kv-cache-dtype", text, ", ".join(KV_LABELS))
+    return KV_LABELS[text]
+
+
+def _drafts(config: Any) -> int | None:
+    return int(config.get("num_speculative_tokens", 1)) if config else None

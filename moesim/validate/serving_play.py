@@ -1,0 +1,195 @@
+"""A measured run played again: its clients in a closed loop on the deployment of its row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from moesim.evidence import rng_for
+from moesim.files import read_tree, validated
+from moesim.serving.deployment import Deployment
+from moesim.serving.engine import Engine
+from moesim.serving.iterations import Exact
+from moesim.serving.memo import Memo
+from moesim.serving.policies import batching_policies, routers
+from moesim.serving.service import InstanceSpec, Role, Transfer
+from moesim.serving.service import Service as Simulated
+from moesim.serving.step_times import StepShape, StepTimes
+from moesim.serving.workload import Workload
+from moesim.units import PS_PER_S
+from moesim.validate.serving_points import Point
+from moesim.validate.serving_service import Service
+
+CONVENTIONS = Path(__file__).parent / "serving_conventions.yaml"
+MOST_REQUESTS = 400
+"""More requests than this tell nothing more: waves after the first are alike."""
+LEAST_WAVES = 2
+SLACK = 2.0
+
+
+class Rule(BaseModel):
+    """How the runs of some rows were made."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = "*"
+    engine: str = "*"
+    version: str = "*"
+    shortest: float = Field(gt=0, le=1)
+    evidence: str
+
+    def fits(self, point: Point) -> bool:
+        """Whether the rule is for this row."""
+        given = (point.source, point.engine, point.engine_version)
+        wanted = (self.source, self.engine, self.version)
+        return all(fnmatchcase(name, pattern) for name, pattern in zip(given, wanted, strict=True))
+
+
+class Conventions(BaseModel):
+    """``serving_conventions.yaml``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1]
+    requests_per_client: int = Field(ge=2)
+    rules: tuple[Rule, ...] = Field(min_length=1)
+
+
+@lru_cache
+def conventions() -> Conventions:
+    """The shipped conventions."""
+    return validated(Conventions, read_tree(CONVENTIONS))
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """Means over the requests of a run.
+
+    Attributes
+    ----------
+    ttft_s, tpot_s : float
+        Time to the first token; time of each further one. [s]
+    decodes, context_tokens : float
+        A typical batch of one attention rank, and the cached tokens of a sequence in it.
+    """
+
+    ttft_s: float
+    tpot_s: float
+    decodes: float
+    context_tokens: float
+
+
+def play(point: Point, service: Service) -> Played:
+    """The row's clients on its service.
+
+    Raises
+    ------
+    InfeasibleError
+        A request of the row could never be admitted.
+    """
+    rule = next(rule for rule in conventions().rules if rule.fits(point))
+    usual = conventions().requests_per_client
+    waves = max(LEAST_WAVES, min(usual, MOST_REQUESTS // point.concurrency))
+    prompt, answer = _lengths(point, rule.shortest, waves * point.concurrency)
+    clients = point.concurrency
+    starts = np.zeros(len(prompt))
+    workload = Workload.of(starts, prompt, answer, clients=clients)
+    roles: list[tuple[Deployment, int, Role]] = [(service.decode, 1, "both")]
+    if service.is_disaggregated:
+        roles = [
+            (service.prefill, service.num_prefill, "prefill"),
+            (service.decode, service.num_decode, "decode"),
+        ]
+    specs = [spec for place in roles for spec in _instances(point, *place)]
+    simulated = Simulated(
+        workload, specs, routers.build("least_loaded", {}, field="router"), transfer=_transfer(service)
+    )
+    measures = simulated.run()
+    arrival, first, last = (
+        np.asarray(column, dtype=np.float64) / PS_PER_S
+        for column in (measures.arrival_ps, measures.first_token_ps, measures.finish_ps)
+    )
+    ttft, tpot = first - arrival, (last - first) / (answer - 1)
+    mean_ttft, mean_tpot = (_mean(values, clients, 1 / usual) for values in (ttft, tpot))
+    delay_s = service.decode.profile.host.delivery_iterations * mean_tpot * service.decode.tokens_per_step
+    ranks = service.num_decode * service.decode.plan.attention_dp
+    context = float(np.mean(prompt) + np.mean(answer) / 2)
+    return Played(mean_ttft + delay_s, mean_tpot, max(clients / ranks, 1.0), context)
+
+
+def _mean(values: NDArray[np.float64], clients: int, first_share: float) -> float:
+    """Mean of a full run of which the first wave is ``first_share``, from a shorter one."""
+    return float(first_share * values[:clients].mean() + (1 - first_share) * values[clients:].mean())
+
+
+def _lengths(point: Point, shortest: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Prompt and answer tokens of each request."""
+    draw = rng_for(0, "validate/lengths").uniform(shortest, 1.0, (2, count))
+    prompt = np.maximum(np.rint(point.input_tokens * draw[0]), 1).astype(np.int64)
+    answer = np.maximum(np.rint(point.output_tokens * draw[1]), 2).astype(np.int64)
+    return prompt, answer
+
+
+def _instances(point: Point, deployment: Deployment, count: int, role: Role) -> list[InstanceSpec]:
+    profile, host = deployment.profile, deployment.profile.host
+    tokens = deployment.cache_tokens()
+    engine = Engine(
+        num_blocks=tokens // profile.block_tokens,
+        block_tokens=profile.block_tokens,
+        max_num_batched_tokens=deployment.token_budget,
+        max_num_seqs=deployment.sequence_limit,
+        chunked_prefill=profile.chunked_prefill,
+        batching=batching_policies.build(profile.batching, {}, field="batching"),
+        async_scheduling=profile.async_scheduling,
+        reserve_whole=profile.reserve_whole,
+        frontend_s=host.request_s + host.request_token_s * point.input_tokens,
+    )
+    times: StepTimes = deployment.step_times()
+    if deployment.drafts:
+        times = _PerToken(times, deployment.tokens_per_step)
+    memo = Memo(
+        Exact(times, engine, 1.0 + deployment.drafts),
+        max_tokens=deployment.token_budget,
+        max_decodes=max(point.concurrency, 2),
+        max_context=int(SLACK * (point.input_tokens + point.output_tokens)),
+    )
+    return [InstanceSpec(engine, memo, deployment.plan.attention_dp, role) for _ in range(count)]
+
+
+def _transfer(service: Service) -> Transfer:
+    """KV of a request over the network ports of the devices that hold it."""
+    deployment = service.prefill
+    fabric = deployment.costs.fabric
+    if not service.is_disaggregated:
+        return Transfer()
+    rate = fabric.scale_up_bytes_per_s if deployment.cluster.num_domains == 1 else fabric.nic_rate
+    return Transfer(fabric.scale_out_latency_s, deployment.cache_bytes_per_token() / rate)
+
+
+@dataclass(frozen=True)
+class _PerToken:
+    """Step times of a speculating engine as of one that gains a token a step at the same pace."""
+
+    times: StepTimes
+    gain: float
+
+    @property
+    def num_ranks(self) -> int:
+        return self.times.num_ranks
+
+    def seconds(self, shapes: StepShape) -> NDArray[np.float64]:
+        return self._shared(self.times.seconds(shapes), shapes)
+
+    def overhead(self, shapes: StepShape) -> NDArray[np.float64]:
+        return self._shared(self.times.overhead(shapes), shapes)
+
+    def _shared(self, seconds: NDArray[np.float64], shapes: StepShape) -> NDArray[np.float64]:
+        decodes_only = ~(shapes.prefill_tokens > 0).any(axis=1)
+        return np.where(decodes_only, seconds / self.gain, seconds)
