@@ -33,6 +33,28 @@ class LinkEfficiency(BaseModel):
     sigma: float = Field(ge=0)
 
 
+class MessageStart(BaseModel):
+    """What a message between nodes costs beside its bytes over the link.
+
+    Attributes
+    ----------
+    start_s : float
+        Of any message. [s]
+    slow_bytes, slow_bytes_per_s : float
+        The first bytes of a message move at this rate: short messages do not fill a link. [bytes], [bytes/s]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start_s: float = Field(ge=0)
+    slow_bytes: float = Field(ge=0)
+    slow_bytes_per_s: float = Field(gt=0)
+
+    def seconds(self, message_bytes: Seconds) -> Seconds:
+        """Of one message. [s]"""
+        return self.start_s + np.minimum(message_bytes, self.slow_bytes) / self.slow_bytes_per_s
+
+
 class NetworkEfficiencies(BaseModel):
     """Every family's :class:`LinkEfficiency` and the evidence for it."""
 
@@ -43,6 +65,7 @@ class NetworkEfficiencies(BaseModel):
     grade: Grade
     families: dict[str, LinkEfficiency]
     nic_bandwidth_fraction: float = Field(gt=0, le=1)
+    nic_message: MessageStart
     sources: dict[str, str]
 
 
@@ -69,6 +92,8 @@ class Communication:
         Streaming multiprocessors of each device given to exchange kernels. [-]
     payload_ratio : float
         Bytes sent over bytes of the tokens: below 1 where they are compressed. [-]
+    far_rate_fraction : float
+        Rate of exchanges between more than four scale-up domains over that between fewer. [-]
     exchange_params : mapping
         Parameters of the named exchange.
     """
@@ -78,6 +103,7 @@ class Communication:
     deduplicate: Deduplication = "rank"
     sms: int = 20
     payload_ratio: float = 1.0
+    far_rate_fraction: float = 1.0
     exchange_params: Mapping[str, Any] = field(default_factory=dict)
 
 

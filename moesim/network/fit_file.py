@@ -19,6 +19,18 @@ from moesim.network.forms import FORMS
 ROOM = "calibration/network"
 
 
+SAME_GENERATION = {
+    "a100_sxm_40": "a100_sxm_80",
+    "h800_sxm": "h100_sxm",
+    "h20": "h100_sxm",
+    "rtx_pro_6000_workstation": "rtx_pro_6000",
+}
+"""Devices whose links were not measured -> one with the same kind of links; other rates are accounted for."""
+
+TRANSFER_SIGMA_RATIO = 2.0
+"""Assumed: twice the error of the device that was measured."""
+
+
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -183,6 +195,8 @@ class NetworkFits(_Frozen):
         Datasheet rates of the links that were measured, one direction of a rank. [bytes/s]
     scale_up_latency_s, scale_out_latency_s : float
         Latencies that are part of the measured times: more or less of it changes them. [s]
+    sigma_ratio : float
+        How much wider bands are because another device answers. [-]
     """
 
     schema_version: Literal[1] = 1
@@ -192,6 +206,7 @@ class NetworkFits(_Frozen):
     nic_bytes_per_s: float = Field(ge=0)
     scale_up_latency_s: float = Field(ge=0)
     scale_out_latency_s: float = Field(ge=0)
+    sigma_ratio: float = Field(1.0, ge=1)
     collectives: tuple[CollectiveFit, ...] = ()
     exchanges: tuple[ExchangeFit, ...] = ()
     sources: dict[str, str]
@@ -232,16 +247,18 @@ def fitted_fabrics() -> list[str]:
 
 @lru_cache
 def network_fits(device: str) -> NetworkFits | None:
-    """Network fits of a device; None where there are none.
+    """Network fits of a device, or of the one of its generation, with wider bands; None where there are none.
 
     Raises
     ------
     InputError
         Not such a file: every problem with its line.
     """
-    if device not in fitted_fabrics():
-        return None
-    return read_document(NetworkFits, find(device, ROOM, field="device"))
+    if device in fitted_fabrics():
+        return read_document(NetworkFits, find(device, ROOM, field="device"))
+    near = SAME_GENERATION.get(device)
+    found = network_fits(near) if near is not None else None
+    return None if found is None else found.model_copy(update={"sigma_ratio": TRANSFER_SIGMA_RATIO})
 
 
 def write_network_fits(path: Path, fits: NetworkFits) -> Path:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moesim.model.dtypes import bytes_per_element
 from moesim.network.collectives.group import chosen_all_reduce
 from moesim.network.exchanges.base import exchange
+from moesim.network.fit_file import CollectiveFit, ExchangeFit
 from moesim.network.topology import Topology
 from moesim.scenario.build import Built
 from moesim.steps.layers import Lane, StageBuilder
@@ -118,6 +119,26 @@ def _communication(built: Built, builder: StageBuilder, lane: Lane) -> list[tupl
             name, estimate = exchange(builder.exchange_load(phase, lane, lane.routed), builder.fabric)
             found.append((phase, name, float(np.mean(estimate.seconds)), str(estimate.grade)))
     return found
+
+
+def network_rows(built: Built) -> list[dict[str, Any]]:
+    """Fits behind the communication times, each with its held-out median error."""
+    fits = built.machine.fabric.fits
+    if fits is None:
+        return []
+    found: dict[str, CollectiveFit | ExchangeFit] = {}
+    found |= {f"{fit.collective}.{fit.library}": fit for fit in fits.collectives}
+    found |= {fit.key.replace("/", "."): fit for fit in fits.exchanges}
+    return [
+        {
+            "path": f"calibration.network.{fits.device}.{name}.median_ape",
+            "value": fit.held_out.median_ape,
+            "unit": "fraction",
+            "grade": fits.grade,
+            "source": fit.evidence.partition(": ")[2],
+        }
+        for name, fit in found.items()
+    ]
 
 
 def _row(

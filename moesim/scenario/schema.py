@@ -120,6 +120,13 @@ class NetworkSection(Strict):
     )
     exchange_params: dict[str, Any] = Field({}, description="parameters of the named exchange")
     sms: int = Field(20, ge=1, description="multiprocessors of each device given to exchange kernels")
+    far_rate_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="rate between more than four scale-up domains over that between fewer; a public "
+        "measurement had 0.4 to 0.7, others none",
+    )
     payload_ratio: float = Field(
         1.0, gt=0, le=1, description="bytes sent over bytes of the tokens; below 1 where they are compressed"
     )

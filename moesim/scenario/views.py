@@ -18,6 +18,7 @@ from moesim.kernels.fitted import FittedCost
 from moesim.model.dtypes import bytes_per_element
 from moesim.placement import Solution, best_bound, evaluate, gap_fraction, placement_methods
 from moesim.scenario.build import Built
+from moesim.scenario.link_views import network_rows
 from moesim.steps.layers import Lane
 
 RANKS_DRAWN = 64
@@ -152,6 +153,7 @@ def sources_of(built: Built) -> list[dict[str, Any]]:
                     {"path": path, "value": value, "unit": "", "grade": grade, "source": said.strip()}
                 )
     rows += _fit_rows(built)
+    rows += network_rows(built)
     reserve = built.scenario.memory.reserved_fraction
     said = "driver context, workspaces, graphs and fragmentation"
     rows.append(

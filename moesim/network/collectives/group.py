@@ -92,7 +92,9 @@ def _measured(
             seconds, sigma = collective_s(fit, payload_bytes, len(ranks), None, ratio)
             seconds = seconds + fabric.extra_latency_s(between_domains=False)
             value = seconds if np.ndim(payload_bytes) else float(seconds)
-            found[fit.library] = Estimate(value, collective, fabric.fits.grade, sigma)
+            found[fit.library] = Estimate(
+                value, collective, fabric.fits.grade, sigma * fabric.fits.sigma_ratio
+            )
     return found
 
 

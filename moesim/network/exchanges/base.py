@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moesim.evidence import GRADES, Estimate, Grade, Seconds
 from moesim.network.all_to_all import port_bound_s
 from moesim.network.curves import BEYOND_SIGMA_RATIO
-from moesim.network.fabric import AUTO, Fabric
+from moesim.network.fabric import AUTO, Fabric, MessageStart
 from moesim.network.fit_file import ExchangeFit
 from moesim.network.forms import FORMS, Moved
 from moesim.network.traffic import Deduplication, PortTokens
@@ -187,10 +187,14 @@ def fitted(kernel: str, load: Load, fabric: Fabric) -> Estimate | None:
         scale_up_bytes_per_s=fabric.scale_up_bytes_per_s,
         nic_bytes_per_s=fabric.nic_bytes_per_s,
     )
-    seconds = FORMS[fit.form].seconds(moved, fit.parameters) + _notify_s(fit, load.num_ranks)
+    parameters = dict(fit.parameters)
+    if "far" in parameters:  # a matter of the network's load there and then, not of the kernel
+        parameters["far"] = fabric.communication.far_rate_fraction
+    seconds = FORMS[fit.form].seconds(moved, parameters) + _notify_s(fit, load.num_ranks)
     seconds = seconds + fabric.extra_latency_s(between_domains=domains > 1)
     grade: Grade = fabric.fits.grade if fabric.fits else "roofline"
-    return Estimate(np.asarray(seconds), FAMILY, grade, _sigma(fit, moved))
+    ratio = fabric.fits.sigma_ratio if fabric.fits else 1.0
+    return Estimate(np.asarray(seconds), FAMILY, grade, ratio * _sigma(fit, moved))
 
 
 @dataclass(frozen=True)
@@ -201,6 +205,7 @@ class Rates:
     nic_bytes_per_s: float
     base_s: float
     per_peer_s: float
+    message: MessageStart
 
     @classmethod
     def of(cls, fabric: Fabric) -> Rates:
@@ -211,6 +216,7 @@ class Rates:
             fabric.nic_bytes_per_s * fabric.efficiencies.nic_bandwidth_fraction,
             efficiency.base_s,
             efficiency.per_peer_s,
+            fabric.efficiencies.nic_message,
         )
 
     def scale_up_s(self, moved_bytes: Seconds, latency_s: float) -> NDArray[np.float64]:
@@ -219,11 +225,13 @@ class Rates:
             np.asarray(moved_bytes), bandwidth_bytes_per_s=self.scale_up_bytes_per_s, latency_s=latency_s
         )
 
-    def nic_s(self, moved_bytes: Seconds, latency_s: float) -> NDArray[np.float64]:
-        """Time of bytes through a NIC, 0 for none. [s]"""
+    def nic_s(self, moved_bytes: Seconds, latency_s: float, peers: float) -> NDArray[np.float64]:
+        """Time of bytes through a NIC to as many peers in other domains, 0 for none. [s]"""
         moved = np.asarray(moved_bytes)
         rate = self.nic_bytes_per_s or 1.0  # nothing is moved where there is no NIC
-        return port_bound_s(moved, bandwidth_bytes_per_s=rate, latency_s=latency_s)
+        starts_s = peers * self.message.seconds(moved / peers) if peers else 0.0
+        bound_s = port_bound_s(moved, bandwidth_bytes_per_s=rate, latency_s=latency_s)
+        return np.where(moved > 0, starts_s + bound_s, 0.0)
 
 
 def _notify_s(fit: ExchangeFit, num_ranks: int) -> float:

@@ -38,10 +38,11 @@ class Coordinated:
             return None
         rates, share = Rates.of(fabric), 1 / self.tensor_ranks
         up, nic = load.scale_up_bytes(fabric), load.nic_bytes(fabric)
+        remote = (load.num_ranks - load.domain_size(fabric)) / self.tensor_ranks
         peers = load.num_ranks // self.tensor_ranks - 1
         moved = np.maximum(
             rates.scale_up_s(up * share, fabric.scale_up_latency_s),
-            rates.nic_s(nic * share, fabric.scale_out_latency_s),
+            rates.nic_s(nic * share, fabric.scale_out_latency_s, remote),
         )
         gathered = rates.scale_up_s((up + nic) * (1 - share), fabric.scale_up_latency_s)
         start_s = rates.base_s + rates.per_peer_s * (peers + self.tensor_ranks - 1)

@@ -29,7 +29,7 @@ class Hierarchical:
             return None
         rates = Rates.of(fabric)
         up, nic = load.scale_up_bytes(fabric), load.nic_bytes(fabric)
-        start_s = rates.base_s + rates.per_peer_s * (size - 1 + domains - 1)
+        start_s = rates.base_s + rates.per_peer_s * (size - 1)
         inside_s = rates.scale_up_s(up + nic, fabric.scale_up_latency_s)
-        between_s = rates.nic_s(nic, fabric.scale_out_latency_s)
+        between_s = rates.nic_s(nic, fabric.scale_out_latency_s, domains - 1)
         return fabric.estimate(start_s + inside_s + between_s, FAMILY)

@@ -28,5 +28,5 @@ class OneSided:
         """Busiest port at the reached rate; no start and no cost a peer."""
         rates = Rates.of(fabric)
         scale_up_s = rates.scale_up_s(load.scale_up_bytes(fabric), fabric.scale_up_latency_s)
-        nic_s = rates.nic_s(load.nic_bytes(fabric), fabric.scale_out_latency_s)
+        nic_s = rates.nic_s(load.nic_bytes(fabric), fabric.scale_out_latency_s, 0)
         return fabric.estimate(np.maximum(scale_up_s, nic_s), FAMILY)

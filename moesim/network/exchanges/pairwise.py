@@ -29,9 +29,10 @@ class Pairwise:
             buffer = up * load.num_ranks / max(load.num_ranks - 1, 1)
             seconds, sigma = collective_s(measured, buffer, load.num_ranks, None, fabric.link_ratio)
             seconds = seconds + fabric.extra_latency_s(between_domains=False)
-            return Estimate(seconds, FAMILY, fabric.fits.grade, sigma)
+            return Estimate(seconds, FAMILY, fabric.fits.grade, sigma * fabric.fits.sigma_ratio)
         rates, peers = Rates.of(fabric), load.num_ranks - 1
         scale_up_s = rates.scale_up_s(up, fabric.scale_up_latency_s)
-        nic_s = rates.nic_s(nic, fabric.scale_out_latency_s)
+        remote = load.num_ranks - load.domain_size(fabric)
+        nic_s = rates.nic_s(nic, fabric.scale_out_latency_s, remote)
         start_s = rates.base_s + rates.per_peer_s * peers if peers else 0.0
         return fabric.estimate(start_s + np.maximum(scale_up_s, nic_s), FAMILY)

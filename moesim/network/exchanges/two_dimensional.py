@@ -43,8 +43,8 @@ class TwoDimensional:
         rates = Rates.of(fabric)
         up, nic = load.scale_up_bytes(fabric), load.nic_bytes(fabric)
         aligned = up + nic * (size - 1) / size
-        start_s = rates.base_s + rates.per_peer_s * (size - 1 + domains - 1)
+        start_s = rates.base_s + rates.per_peer_s * (size - 1)
         copies_s = STRIDE_COPIES * (up + nic) / self.copy_bytes_per_s
         inside_s = rates.scale_up_s(aligned, fabric.scale_up_latency_s)
-        between_s = rates.nic_s(nic, fabric.scale_out_latency_s)
+        between_s = rates.nic_s(nic, fabric.scale_out_latency_s, domains - 1)
         return fabric.estimate(start_s + copies_s + inside_s + between_s, FAMILY)

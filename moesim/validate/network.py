@@ -1,0 +1,166 @@
+"""Published times of collectives and exchanges beside ours: FSMoE, Tutel, DeepEP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from moesim.files import Tree
+from moesim.hardware import load_cluster
+from moesim.kernels.choose import cost_of
+from moesim.kernels.histogram import ExpertLoad
+from moesim.model import Dtypes
+from moesim.model.layer_ops import expert_op
+from moesim.model.spec import MoeSpec
+from moesim.network.exchanges.base import Load, Phase, exchanges
+from moesim.network.fabric import Communication, Fabric
+from moesim.network.forms import hit_probability
+from moesim.network.traffic import Deduplication, PortTokens
+from moesim.validate.claims import Claim, Progress, published
+
+PHASES: tuple[Phase, ...] = ("dispatch", "combine")
+
+ROW_BYTES = {"dispatch": 1.0 + 4.0 / 128, "combine": 2.0}
+"""Bytes of an element: fp8 with a scale for 128 there, bf16 back."""
+
+FP16 = Dtypes(weights="fp16", experts="fp16", kv="fp16", activations="fp16")
+
+MOST_DOMAINS = 4
+"""DeepEP's benchmark sends a token to the experts of at most so many nodes."""
+
+
+def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
+    """Every published number of ``published/network.yaml``; nothing here is random."""
+    del seed
+    given = published("network").data
+    found: list[Claim] = []
+    for name, of in (
+        ("fsmoe", _fsmoe),
+        ("tutel", _tutel),
+        ("deepep_low_latency", _low_latency),
+        ("deepep_normal", _normal),
+    ):
+        if progress is not None:
+            progress(name)
+        found += of(given[name])
+    return found
+
+
+def _fsmoe(given: dict[str, Any]) -> Iterator[Claim]:
+    """Phases from the paper's own constants: dispatch and combine, gather and scatter, of one layer."""
+    times = {"all_to_all": 2, "all_gather": 1, "reduce_scatter": 1}
+    for bed in given["testbeds"]:
+        for row in bed["rows"]:
+            for phase, number in times.items():
+                if phase not in bed:
+                    continue
+                line = bed[phase]
+                elements = given["copies"] * row["width"]
+                seconds = number * (line["start_s"] + line["per_element_s"] * elements)
+                name = f"FSMoE {bed['name']} {row['model']} {phase.replace('_', '-')}"
+                note = "" if phase == "all_to_all" else given["sizes"]
+                note += f"; {given['corrected']}" if line.get("corrected") else ""
+                yield Claim(
+                    name, given["source"], "s", row[f"{phase}_s"], seconds, given["tolerance"], note=note
+                )
+
+
+def _tutel(given: dict[str, Any]) -> Iterator[Claim]:
+    """What 2DH does to a layer on 2,048 GPUs; where it begins to pay is told beside it."""
+    gain = {}
+    for ranks in (16, 32, 64, 128, 256, 512, 1024, 2048):
+        layer = _tutel_layers(given, ranks)
+        gain[ranks] = layer["pairwise"] / layer["two_dimensional"]
+    shown = given["layer_speedup_at_2048"]
+    wanted = shown["two_dimensional"] / shown["linear"]
+    first = next((ranks for ranks, ratio in gain.items() if ratio > 1), 0)
+    note = f"ours pays from {first} GPUs on; at 16, where the paper does not use it, {gain[16]:.2f}"
+    name = "Tutel 2DH over linear, layer on 2048"
+    yield Claim(name, given["source"], "ratio", wanted, gain[2048], given["tolerance"], note=note)
+
+
+def _tutel_layers(given: dict[str, Any], num_ranks: int) -> dict[str, float]:
+    """Seconds of a layer (experts, dispatch, combine) with each exchange."""
+    cluster = load_cluster(Tree({"node": "a100_x8", "num_nodes": num_ranks // 8}))
+    rows = float(given["tokens"] * given["top_k"])
+    moe = MoeSpec(given["experts_per_device"] * num_ranks, given["top_k"], given["width"], gated=False)
+    op = expert_op(moe, given["width"], given["experts_per_device"], FP16)
+    counts = np.full((1, given["experts_per_device"]), int(rows / given["experts_per_device"]))
+    experts_s = float(cost_of(cluster.node.device).experts(op, ExpertLoad.of(counts)).seconds[0])  # type: ignore[index]
+    result = {}
+    for name in ("pairwise", "two_dimensional"):
+        fabric = Fabric.of(cluster, num_ranks, Communication(exchange=name, deduplicate="expert"))
+        load = _even(fabric, rows, 2.0 * given["width"], "dispatch", given["tokens"], moe.num_experts)
+        priced = exchanges.build(name).price(load, fabric)
+        assert priced is not None  # both apply between nodes
+        result[name] = experts_s + 2 * float(np.ravel(priced.seconds)[0])
+    return result
+
+
+def _even(
+    fabric: Fabric, copies: float, row_bytes: float, phase: Phase, tokens: float, num_experts: int
+) -> Load:
+    """Load of a rank whose copies go evenly to all ranks."""
+    ranks = fabric.num_ranks
+    size = ranks // len(np.unique(fabric.domain))
+    ports = _ports(ranks, copies * (size - 1) / ranks, copies * (ranks - size) / ranks)
+    return Load(phase, ports, row_bytes, np.arange(ranks), tokens, num_experts, "expert")
+
+
+def _ports(ranks: int, scale_up: float, scale_out: float) -> PortTokens:
+    return PortTokens(*(np.full((1, ranks), tokens) for tokens in (scale_up, scale_up, scale_out, scale_out)))
+
+
+def _h800(ranks: int, exchange: str, deduplicate: Deduplication, sms: int = 20) -> Fabric:
+    cluster = load_cluster(Tree({"node": "h800_x8", "num_nodes": ranks // 8}))
+    return Fabric.of(cluster, ranks, Communication(exchange=exchange, deduplicate=deduplicate, sms=sms))
+
+
+def _low_latency(given: dict[str, Any]) -> Iterator[Claim]:
+    """Times of the H800 from the fit of the H100, over the H800's links."""
+    for row in given["rows"]:
+        ranks = row["ranks"]
+        fabric = _h800(ranks, "deepep_low_latency", "expert")
+        for phase in PHASES:
+            copies, size = given["tokens"] * given["top_k"], given["width"] * ROW_BYTES[phase]
+            load = _even(fabric, copies, size, phase, given["tokens"], given["experts"])
+            name = f"DeepEP low latency {phase} EP{ranks}"
+            yield _claim(name, given, row[f"{phase}_s"], load, fabric, "s")
+
+
+def _normal(given: dict[str, Any]) -> Iterator[Claim]:
+    """Logical rates of the H800 from the fit of the H100: bytes to every node that is hit, over the time."""
+    for row in given["rows"]:
+        ranks, domains = row["ranks"], row["ranks"] // 8
+        fabric = _h800(ranks, "deepep_normal", "node", given["sms"])
+        allowed = min(domains, MOST_DOMAINS)
+        experts = given["experts"] * allowed / domains
+        domains_hit = allowed * float(hit_probability(allowed, experts, given["top_k"]))
+        ranks_hit = ranks * float(hit_probability(float(ranks), float(given["experts"]), given["top_k"]))
+        for phase in PHASES:
+            tokens, size = given["tokens"], given["width"] * ROW_BYTES[phase]
+            ports = _ports(ranks, tokens * ranks_hit * 7 / 8, tokens * domains_hit * (1 - 1 / domains))
+            load = Load(phase, ports, size, np.arange(ranks), tokens, given["experts"], "node")
+            logical = tokens * size * (ranks_hit if domains == 1 else domains_hit)
+            name = f"DeepEP normal {phase} EP{ranks}"
+            yield _claim(name, given, row[f"{phase}_bytes_per_s"], load, fabric, "bytes/s", logical)
+
+
+def _claim(
+    name: str,
+    given: dict[str, Any],
+    shown: float,
+    load: Load,
+    fabric: Fabric,
+    unit: str,
+    logical: float = 0.0,
+) -> Claim:
+    priced = exchanges.build(fabric.communication.exchange).price(load, fabric)
+    assert priced is not None  # the H100 was measured
+    seconds = float(np.ravel(priced.seconds)[0])
+    ours = logical / seconds if logical else seconds
+    return Claim(
+        name, given["source"], unit, shown, ours, given["tolerance"], note="fitted on the H100's tables"
+    )
