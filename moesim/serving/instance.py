@@ -96,12 +96,15 @@ class Instance:
         self._num_decodes = self._num_waiting = self._num_running = 0
         self._num_blocks = 0
         self._next_look_ps = 0
+        self._absent_ps = 0
 
     def submit(self, live: Live, rank: int) -> None:
         """Put a request at the end of the queue of a rank."""
         self.ranks[rank].waiting.append(live)
         self._queued[rank] = None
         self._num_waiting += 1
+        if self._ends:
+            self._absent_ps += self.agenda.now_ps - self._began_ps
         self.wake()
 
     def wake(self) -> None:
@@ -153,6 +156,7 @@ class Instance:
         self._ends, self._chunks, self._token = [], [], self._token + 1
         self._step, self._last_decode_ps = 0, NEVER
         self._num_decodes = self._num_waiting = self._num_running = self._num_blocks = 0
+        self._absent_ps = 0
         return lost
 
     def _plan_later(self) -> None:
@@ -203,6 +207,8 @@ class Instance:
             rank = self.ranks[index]
             rank.sync(step)
             while rank.need(step) > rank.available_blocks:
+                # sequences before the first without a block have taken all there was
+                rank.cache.evict(rank.cache.evictable)
                 live = next(reversed(rank.running))
                 gone += self._preempt(index, live)
             rank.sync(step + 1)
@@ -351,9 +357,17 @@ class Instance:
         series.add(
             self._began_ps,
             end,
-            (emitted, prompt, running * length, waiting * length, blocks * length, 0, count),
+            (
+                emitted,
+                prompt,
+                running * length,
+                waiting * length - self._absent_ps,
+                blocks * length,
+                0,
+                count,
+            ),
         )
-        self._began_ps = end
+        self._began_ps, self._absent_ps = end, 0
 
     def _finish(self, end: int) -> None:
         """Requests whose last token came with the decode step just done."""

@@ -337,6 +337,6 @@ class NaiveInstance:
             measures.finish_ps[live.request] = now
             measures.target[live.request] = self.index
             self.owner.finished(live, self.index)
-        elif live.generated == 1 and self.owner.prefilled(live, self.index):
+        elif self.owner.prefilled(live, self.index):
             self.ranks[index].drop(sequence)
             live.carried, live.prompt_tokens = True, sequence.kv_tokens

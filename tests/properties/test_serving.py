@@ -1,0 +1,182 @@
+"""Random services: the lazy instance is the naive one, and nothing is lost or made up."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesim.evidence import rng_for
+from moesim.serving.engine import Engine
+from moesim.serving.instance import Instance
+from moesim.serving.iterations import Exact
+from moesim.serving.memo import Memo
+from moesim.serving.naive import NaiveInstance
+from moesim.serving.policies import batching_policies, routers
+from moesim.serving.service import Change, InstanceSpec, Service, Transfer
+from moesim.serving.workload import Workload
+from moesim.units import PS_PER_S
+
+SHARED = 7
+"""Segments that prompts may begin with."""
+
+
+@dataclass(frozen=True)
+class Wavy:
+    """Step times with bends everywhere, so that equal sums are not equal by luck."""
+
+    num_ranks: int = 1
+
+    def seconds(self, shapes):
+        attended = shapes.prefill_context_products + 0.5 * shapes.prefill_squares
+        own = 5e-3 + shapes.new_tokens * 1e-5 * (1 + 0.1 * np.sin(shapes.new_tokens))
+        own = own + shapes.decode_context_tokens * 2e-9 + attended * 1e-9
+        return own.max(axis=1) + shapes.new_tokens.sum(axis=1) * 1e-6
+
+    def overhead(self, shapes):
+        return 1e-4 + shapes.num_decodes.max(axis=1) * 1e-6
+
+
+@st.composite
+def engines(draw):
+    chunked = draw(st.booleans())
+    num_blocks = draw(st.integers(40, 120))
+    block_tokens = draw(st.sampled_from([1, 4, 16]))
+    return Engine(
+        num_blocks=num_blocks,
+        block_tokens=block_tokens,
+        max_num_batched_tokens=draw(st.integers(12, 300)) if chunked else 4000,
+        max_num_seqs=draw(st.integers(1, 12)),
+        chunked_prefill=chunked,
+        batching=batching_policies.build(draw(st.sampled_from(batching_policies.names()))),
+        prefix_caching=draw(st.booleans()),
+        reserve_whole=draw(st.booleans()),
+        preemption=draw(st.sampled_from(["recompute", "swap"])),
+        swap_s_per_block=1e-5,
+        frontend_s=draw(st.sampled_from([0.0, 1e-3])),
+    )
+
+
+@st.composite
+def workloads(draw, engine):
+    seed = draw(st.integers(0, 2**16))
+    rng = rng_for(seed, "workload")
+    count = draw(st.integers(1, 40))
+    room = (engine.num_blocks - 2) * engine.block_tokens
+    inputs = rng.integers(1, max(room // 2, 2), count)
+    outputs = rng.integers(1, max(room // 2, 2), count)
+    gaps = rng.exponential(draw(st.sampled_from([1e-4, 0.01, 0.2])), count)
+    arrival = np.cumsum(np.where(rng.random(count) < 0.2, 0.0, gaps))
+    clients = draw(st.sampled_from([None, 1, 5]))
+    flow = Workload.of(np.zeros(count) if clients else arrival, inputs, outputs, clients=clients)
+    if not draw(st.booleans()):
+        return flow
+    return _with_segments(flow, rng, engine)
+
+
+def _with_segments(flow, rng, engine):
+    """Prompts of a few families, and some conversations of several turns."""
+    segments, keeps, after = [], [], []
+    delay = flow.arrival_ps.copy()
+    for request, tokens in enumerate(flow.input_tokens.tolist()):
+        family = int(rng.integers(SHARED))
+        chain = ((family, 3 + 4 * family),) if tokens >= 3 + 4 * family else ()
+        turn = request > 0 and rng.random() < 0.3 and flow.clients is None
+        after.append(request - 1 if turn else -1)
+        if turn:
+            delay[request] = int(0.05 * PS_PER_S)
+            kept = flow.input_tokens[request - 1] + flow.output_tokens[request - 1] - 1
+            already = sum(n for _, n in segments[-1])
+            longer = ((SHARED + request - 1, int(kept - already)),) if kept > already else ()
+            chain = (*segments[-1], *longer)
+            if sum(n for _, n in chain) > tokens:
+                chain = ()
+        segments.append(chain)
+        keeps.append(SHARED + request)
+    return replace(
+        flow,
+        arrival_ps=delay,
+        after=np.array(after),
+        segments=tuple(segments),
+        keeps=np.array(keeps),
+    )
+
+
+@st.composite
+def services(draw):
+    engine = draw(engines())
+    flow = draw(workloads(engine))
+    num_ranks = draw(st.sampled_from([1, 1, 2, 5]))
+    exact = Exact(Wavy(num_ranks), engine)
+    memo = Memo(exact, max_tokens=300, max_decodes=12, max_context=400)
+    iterations = draw(st.sampled_from([exact, memo]))
+    disaggregated = draw(st.booleans())
+    count = 2 if disaggregated else draw(st.integers(1, 3))
+    roles = ["prefill", "decode"] if disaggregated else ["both"] * count
+    specs = [InstanceSpec(engine, iterations, num_ranks, role) for role in roles]
+    changes = []
+    for _ in range(draw(st.integers(0, 2))):
+        instance, at_s = draw(st.integers(0, count - 1)), draw(st.floats(0.001, 0.5))
+        if draw(st.booleans()):
+            changes.append(Change(at_s, "slow", instance, draw(st.sampled_from([0.5, 3.0]))))
+        else:
+            changes += [Change(at_s, "down", instance), Change(at_s + 0.1, "up", instance)]
+    router = routers.build(draw(st.sampled_from(routers.names())))
+    return flow, specs, router, changes
+
+
+def play(make, setting):
+    flow, specs, router, changes = setting
+    service = Service(flow, specs, router, changes=changes, transfer=Transfer(1e-3, 1e-5), seed=1, make=make)
+    return service, service.run()
+
+
+@settings(max_examples=150, deadline=None)
+@given(services())
+def test_lazy_is_naive(setting):
+    service, lazy = play(Instance, setting)
+    _, naive = play(NaiveInstance, setting)
+    for name in (
+        "arrival_ps",
+        "first_scheduled_ps",
+        "first_token_ps",
+        "finish_ps",
+        "preemptions",
+        "cached_tokens",
+        "retries",
+        "target",
+        "prompt_tokens",
+        "output_tokens",
+        "num_steps",
+    ):
+        assert getattr(lazy, name) == getattr(naive, name), name
+    assert lazy.gaps.weights == naive.gaps.weights
+
+
+@settings(max_examples=100, deadline=None)
+@given(services())
+def test_nothing_is_lost_or_made_up(setting):
+    flow, specs, _, changes = setting
+    service, done = play(Instance, setting)
+    arrival, first, finish = (np.array(x) for x in (done.arrival_ps, done.first_token_ps, done.finish_ps))
+    assert (arrival >= 0).all() and (first > arrival).all() and (finish >= first).all()
+    # every token exactly once, also where a request was preempted or its instance died
+    assert done.output_tokens == flow.output_tokens.sum()
+    assert done.gaps.total == flow.output_tokens.sum() - flow.num_requests
+    assert done.series.column("output_tokens").sum() == pytest.approx(done.output_tokens)
+    if not any(done.preemptions) and not any(done.retries):
+        assert done.prompt_tokens == flow.input_tokens.sum() - sum(done.cached_tokens)
+    for instance in service.instances:
+        for rank in instance.ranks:
+            # an empty rank holds no block outside its prefix cache, and may give all of those back
+            rank.sync(10**9)
+            assert rank.own_blocks == 0 and not rank.running and not rank.waiting
+            assert rank.cache.blocks == rank.cache.evictable <= specs[0].engine.num_blocks
+            assert rank.num_decodes == rank.context_base == 0
+    # Little's law, from two accounts: time in queues and batches by bins, and by request
+    lost_time = any(change.kind == "down" for change in changes) or specs[0].engine.frontend_s
+    if specs[0].role == "both" and not lost_time:
+        inside = done.series.column("running").sum() + done.series.column("waiting").sum()
+        assert inside == pytest.approx((finish - arrival).sum())
+    assert service.agenda.num_events <= 3 * done.num_steps + 8 * (flow.num_requests + len(changes) + 1)
