@@ -79,7 +79,7 @@ def _rows(fits: NetworkFits) -> list[dict[str, Any]]:
     """One row a fit and kind of held-out rows."""
     rows: list[dict[str, Any]] = []
     for curve in fits.collectives:
-        family = "nccl" if curve.library == "nccl" else "custom all-reduce"
+        family = _family(curve.library)
         what = f"{curve.collective} {curve.library}"
         for split, errors in (("sizes", curve.held_out), ("sizes of all datatypes", curve.sizes_left_out)):
             rows.append(_row(fits, family, what, split, errors))
@@ -89,6 +89,11 @@ def _rows(fits: NetworkFits) -> list[dict[str, Any]]:
         rows.append(_row(fits, family, what, "rows", form.held_out))
         rows += [_row(fits, family, what, f"EP{n}", e) for n, e in form.ranks_left_out.items()]
     return rows
+
+
+def _family(library: str) -> str:
+    """NCCL and gloo by name; the engines' own kernels, which only reduce, together."""
+    return library if library in {"nccl", "gloo"} else "custom all-reduce"
 
 
 def _row(fits: NetworkFits, family: str, what: str, split: str, errors: Errors) -> dict[str, Any]:
@@ -123,7 +128,7 @@ def _decades(found: list[NetworkFits]) -> list[dict[str, Any]]:
 
     rows = []
     for family in ("nccl", "custom all-reduce"):
-        own = [c for fits in found for c in fits.collectives if (c.library == "nccl") == (family == "nccl")]
+        own = [curve for fits in found for curve in fits.collectives if _family(curve.library) == family]
         for name, split in (("sizes", "decades"), ("sizes of all datatypes", "decades_left_out")):
             for decade, errors in pooled([getattr(curve, split) for curve in own]).items():
                 rows.append({"family": family, "left_out": name, "decade": decade} | errors)

@@ -24,7 +24,7 @@ BAND_FRACTION, BAND_Z = 0.8, 1.2815515655446004
 """Share of rows inside the band, and half its width in sigmas."""
 
 LEAST_SIGMA = 0.02
-LEAST_ROWS = 8
+LEAST_ROWS = 5
 
 
 class _Points:
@@ -40,7 +40,9 @@ class _Points:
         self.group = np.repeat(np.arange(len(tables)), [len(s) for s in sizes])
         self.offsets = (self.group[:, None] == np.arange(1, len(tables))).astype(np.float64)
         decades = (self.x.max() - self.x.min()) / np.log(10)
-        count = max(int(np.ceil(decades * KNOTS_PER_DECADE)) + 1, 2)
+        # no more knots than two thirds of the sizes: a fold must not leave one without data
+        sizes = len(np.unique(self.payload))
+        count = max(min(int(np.ceil(decades * KNOTS_PER_DECADE)) + 1, 2 * sizes // 3), 2)
         self.knots = np.linspace(self.x.min(), self.x.max(), count)
         # position of each row's size among all sizes: what the folds are cut by
         _, self.place = np.unique(self.payload, return_inverse=True)
