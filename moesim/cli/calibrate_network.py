@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +19,14 @@ Refit = Annotated[
     bool, typer.Option("--refit", help="Fit the public tables again first (needs the tables extra).")
 ]
 Decades = Annotated[bool, typer.Option("--decades", help="Errors by power of ten of the message size.")]
+Pooled = Annotated[
+    bool,
+    typer.Option("--pooled", help="Errors over the rows of all devices together (needs the tables extra)."),
+]
+Figures = Annotated[
+    Path | None,
+    typer.Option(help="Folder for pictures of measured and fitted times (needs the tables extra)."),
+]
 Within = Annotated[
     float | None, typer.Option(help="Exit code 5 if a held-out median error is above this fraction.")
 ]
@@ -27,6 +36,8 @@ def network(
     device: Devices = None,
     refit: Refit = False,
     decades: Decades = False,
+    pooled: Pooled = False,
+    figures: Figures = None,
     within: Within = None,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -40,11 +51,22 @@ def network(
     found = [fits for name in names if (fits := _known(name)) is not None]
     rows = [row for fits in found for row in _rows(fits)]
     by_decade = _decades(found)
+    together: list[dict[str, Any]] = []
+    if pooled or figures is not None:
+        from moesim.cli.calibrate_network_figures import pooled_errors, write_figures  # noqa: PLC0415
+
+        together = pooled_errors([fits.device for fits in found]) if pooled else []
+        for fits in found:
+            if figures is not None:
+                write_figures(fits, figures)
     summary = [_summary(family, group) for family, group in _groups(rows).items()]
     if json:
-        emit_json(envelope("calibrate network", rows=rows, decades=by_decade, summary=summary))
+        emit_json(
+            envelope("calibrate network", rows=rows, decades=by_decade, pooled=together, summary=summary)
+        )
     else:
         _show(rows, summary, by_decade if decades else [])
+        _show_pooled(together)
     missed = [row for row in rows if within is not None and row["median_ape"] > within]
     if missed:
         names_ = "; ".join(f"{r['device']} {r['what']} {_percent(r['median_ape'])}" for r in missed)
@@ -159,6 +181,18 @@ def _show(rows: list[dict[str, Any]], summary: list[dict[str, Any]], decades: li
         for r in summary
     ]
     table("Medians over fits", head, lines, right=[2, 3, 4, 5, 6])
+
+
+def _show_pooled(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    columns = ["family", "left out", "size", "rows", "error", "P90"]
+    shown = [
+        [r["family"], r["left_out"], r["decade"], f"{r['num_rows']:,}"]
+        + [_percent(r["median_ape"]), _percent(r["p90_ape"])]
+        for r in rows
+    ]
+    table("All devices together, by power of ten of the bytes", columns, shown, right=[3, 4, 5])
 
 
 def _percent(fraction: float) -> str:

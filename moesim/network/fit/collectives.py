@@ -7,7 +7,7 @@ that size in the fit (NCCL moves bytes, so the rows are near), once without.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,8 @@ class _Points:
         self.offsets = (self.group[:, None] == np.arange(1, len(tables))).astype(np.float64)
         decades = (self.x.max() - self.x.min()) / np.log(10)
         # no more knots than two thirds of the sizes: a fold must not leave one without data
-        sizes = len(np.unique(self.payload))
-        count = max(min(int(np.ceil(decades * KNOTS_PER_DECADE)) + 1, 2 * sizes // 3), 2)
+        distinct = len(np.unique(self.payload))
+        count = max(min(int(np.ceil(decades * KNOTS_PER_DECADE)) + 1, 2 * distinct // 3), 2)
         self.knots = np.linspace(self.x.min(), self.x.max(), count)
         # position of each row's size among all sizes: what the folds are cut by
         _, self.place = np.unique(self.payload, return_inverse=True)
@@ -114,6 +114,22 @@ def _fit(collective: str, library: str, tables: list[Table]) -> CollectiveFit | 
         decades_left_out=_by_decade(sizes, out, width),
         evidence="fitted: " + tables[0].evidence,
     )
+
+
+def left_out_rows(tables: Iterable[Table]) -> Iterator[tuple[str, str, float, float]]:
+    """Library, split, payload and ln(predicted / measured) of every row while its size was held out."""
+    groups: dict[tuple[str, str], list[Table]] = {}
+    for table in tables:
+        groups.setdefault((table.family, table.source), []).append(table)
+    for (_, library), group in groups.items():
+        for ranks in np.unique(np.concatenate([t.columns["num_ranks"] for t in group])):
+            points = _Points(group, float(ranks))
+            if len(points.x) < LEAST_ROWS:
+                continue
+            for split, by_size in (("sizes", False), ("sizes of all datatypes", True)):
+                inner, error = points.left_out(by_size=by_size)
+                for size, value in zip(points.payload[inner].tolist(), error.tolist(), strict=True):
+                    yield library, split, size, value
 
 
 def _by_decade(sizes: Floats, error: Floats, width: Floats) -> dict[str, Errors]:

@@ -52,6 +52,14 @@ def fit_exchanges(
     return found
 
 
+def predicted_s(
+    fit: ExchangeFit, table: Table, scale_up_bytes_per_s: float, nic_bytes_per_s: float
+) -> Floats:
+    """Times that a fit gives for the rows of a table, ``(row,)``. [s]"""
+    moved = _moved(table, scale_up_bytes_per_s, nic_bytes_per_s)
+    return np.asarray(FORMS[fit.form].seconds(moved, fit.parameters))
+
+
 def _fit(table: Table, scale_up: float, nic: float) -> ExchangeFit:
     form_name = FORM_OF.get(table.family, table.family)
     form, moved = FORMS[form_name], _moved(table, scale_up, nic)
