@@ -41,7 +41,9 @@ def _import_registries() -> None:
     import moesim.network.collectives.base  # noqa: PLC0415
     import moesim.network.cores.base  # noqa: PLC0415
     import moesim.network.exchanges.base  # noqa: PLC0415
+    import moesim.placement.engine_files  # noqa: PLC0415
     import moesim.placement.registry  # noqa: PLC0415
+    import moesim.placement.split_registry  # noqa: PLC0415
     import moesim.steps.overlap  # noqa: PLC0415
     import moesim.traces.formats  # noqa: PLC0415
     import moesim.traces.generators  # noqa: PLC0415

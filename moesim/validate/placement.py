@@ -98,7 +98,7 @@ class _Layer:
         self.llep = Llep(table["imbalance_ratio"], table["budget_ratio"], table["min_tokens"])
 
     def tokens(self, hot: int, fraction: float) -> Floats:
-        """Choices of each expert, ``(experts,)``, when ``fraction`` of all goes evenly into ``hot`` of them."""
+        """Choices of each expert, ``(experts,)``, when a fraction of all goes evenly into ``hot`` of them."""
         experts = self.model["experts"]
         total = self.model["tokens_per_gpu"] * self.ranks * self.model["top_k"]
         share = np.full(experts, (1 - fraction) / (experts - hot))
