@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,15 +15,57 @@ if TYPE_CHECKING:
 
     from moesim.validate.claims import Claim
 
-Subject = Annotated[str, typer.Argument(metavar="SET", help="A set of published claims; `list` names them.")]
+Subject = Annotated[
+    str,
+    typer.Argument(
+        metavar="SET|POINTS",
+        help="A set of published claims (`list` names them), a CSV file of measured serving runs, or a "
+        "folder of runs measured request by request.",
+    ),
+]
+Conditions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require", metavar="CONDITION", help="As tpot_median_ape<0.12; exit code 5 if missed. Repeats."
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="Write the page, the rows and a journal to resume from here.")]
+Jobs = Annotated[int, typer.Option(min=0, help="Processes for measured runs; 0: one a core.")]
+LeaveOneOut = Annotated[
+    bool,
+    typer.Option("--leave-one-out", help="Also fit host overheads without each model and show its error."),
+]
+NoTiming = Annotated[bool, typer.Option("--no-timing", help="Leave wall times out of the JSON.")]
 Require = Annotated[bool, typer.Option("--require-all", help="Exit code 5 if a claim is missed.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
 
 
 def command(
-    subject: Subject = "list", require_all: Require = False, seed: Seed = 0, json: bool = JSON_OPTION
+    subject: Subject = "list",
+    *,
+    require_all: Require = False,
+    require: Conditions = None,
+    out: Out = None,
+    jobs: Jobs = 0,
+    seed: Seed = 0,
+    leave_one_out: LeaveOneOut = False,
+    no_timing: NoTiming = False,
+    json: bool = JSON_OPTION,
 ) -> None:
-    """Published claims beside ours."""
+    """Published claims, or measured serving runs, beside ours."""
+    if subject.endswith(".csv") or Path(subject).is_dir():
+        from moesim.cli.validate_serving import validate_measured  # noqa: PLC0415
+
+        validate_measured(
+            Path(subject),
+            require=require or (),
+            out=out,
+            jobs=jobs,
+            json=json,
+            no_timing=no_timing,
+            leave_one_out=leave_one_out,
+        )
+        return
     from moesim.validate.claims import claim_sets, claims_of, plain, summary  # noqa: PLC0415
 
     if subject == "list":

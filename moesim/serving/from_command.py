@@ -50,6 +50,8 @@ class Commanded:
     command : Command
     deployment : Deployment
         One instance.
+    model_source : str
+        Bundled name or path of the model.
     num_instances : int
         Replicas of it.
     warnings : tuple of str
@@ -58,6 +60,7 @@ class Commanded:
 
     command: Command
     deployment: Deployment
+    model_source: str
     num_instances: int
     warnings: tuple[str, ...]
 
@@ -93,7 +96,8 @@ def commanded(command: Command, device: str, version: str = "") -> Commanded:
         max_num_seqs=command.max_num_seqs,
     )
     warnings += [f"flag not understood, ignored: {flag}" for flag in command.unknown]
-    return Commanded(command, deployment, command.data_parallel, tuple(warnings))
+    source = command.model if Path(command.model).exists() else model.name
+    return Commanded(command, deployment, source, command.data_parallel, tuple(warnings))
 
 
 def _model(name: str) -> tuple[ModelSpec, str]:

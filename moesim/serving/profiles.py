@@ -89,8 +89,9 @@ class Kernels(_Strict):
     shared_experts : str
         ``serial``; ``parallel``: beside the routed experts while a captured graph runs; ``fused``: one more
         routed expert.
-    exchange : str
-        How tokens of attention data-parallel ranks reach the experts: ``all_to_all`` or ``gather``.
+    all_to_all_from : int
+        Ranks of a stage from which tokens of attention data-parallel ranks go to their experts only; fewer
+        gather everything. [-]
     small_kernel_s : float
         Launch to end of an element-wise kernel that moves next to nothing, inside a graph. [s]
     """
@@ -100,7 +101,7 @@ class Kernels(_Strict):
     inputs: dict[str, dict[str, str]] = Field(default_factory=dict)
     fuses_quantisation: bool = False
     shared_experts: Literal["serial", "parallel", "fused"] = "serial"
-    exchange: Literal["all_to_all", "gather"] = "gather"
+    all_to_all_from: int = Field(9, ge=1)
     small_kernel_s: float = Field(gt=0)
 
 
@@ -211,13 +212,13 @@ def load_profile(engine: str, version: str = "", *, where: str = "") -> Profile:
 def _profile(name: str, version: str) -> Profile:
     file = _file(name)
     own = _own_number(file, version)
-    asked = _order(own or file.undated)
-    starts = sorted(file.versions, key=_order)
-    reached = [start for start in starts if _order(start) <= asked]
+    asked = release_order(own or file.undated)
+    starts = sorted(file.versions, key=release_order)
+    reached = [start for start in starts if release_order(start) <= asked]
     values: dict[str, Any] = file.defaults
     for start in reached:
         values = _laid_over(values, file.versions[start])
-    is_exact = bool(own) and bool(reached or not starts) and asked <= _order(file.last)
+    is_exact = bool(own) and bool(reached or not starts) and asked <= release_order(file.last)
     head = {"engine": name, "version": version, "family": (reached or ["first"])[-1], "is_exact": is_exact}
     tree = read_tree(find(name, ROOM, suffixes=(".yaml",)))
     return validated(Profile, Tree(head | values, tree.positions, tree.source))
@@ -245,7 +246,7 @@ def _laid_over(base: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _order(version: str) -> tuple[tuple[int, int, int], ...]:
+def release_order(version: str) -> tuple[tuple[int, int, int], ...]:
     """Sort key of a release name: ``1.2.0rc2 < 1.2.0rc6.post3 < 1.2.0``, ``0.9 < 0.10``."""
     rank = {"dev": 0, "rc": 1, "": 2, "post": 3, "pre": 0}
     # a candidate comes before its release: a bare number follows at the end of every name

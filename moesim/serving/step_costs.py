@@ -32,7 +32,7 @@ from moesim.model.layer_ops import (
     shared_expert_ops,
     unpermute_op,
 )
-from moesim.model.ops import Op, Segment, Sharding
+from moesim.model.ops import GroupedExperts, Op, Segment, Sharding
 from moesim.model.spec import DenseFfn, LayerSpec, MoeSpec
 from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter
 from moesim.network.exchanges.base import Load, Phase, exchange
@@ -52,8 +52,6 @@ LABELS = {
     "elementwise": "norms and element-wise",
     "router": "router",
 }
-ROUTED_INSIDE: frozenset[Grade] = frozenset({"measured", "interpolated", "fitted"})
-"""Evidence of expert times that hold choosing, permuting and summing: the measured kernels do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +236,7 @@ class StepCosts:
             for label, estimate in shared:
                 seconds = np.where(hides & (tokens <= graph_tokens), 0.0, estimate.seconds)
                 terms.add(label, replace(estimate, seconds=seconds), count)
-        if self._permutes:
+        if not self.cost.permutes(self._expert_op(moe)):
             copies = local * moe.experts_per_token
             moves = [op(hidden, local, copies, self.dtypes) for op in (permute_op, unpermute_op)]
             self._add(terms, "permute", moves, count)
@@ -246,11 +244,6 @@ class StepCosts:
             self._collective(terms, "all_gather", tokens, count)
         else:
             self._collective(terms, "all_reduce", tokens, count)
-
-    @cached_property
-    def _permutes(self) -> bool:
-        moe = next(layer.moe for layer, _ in self._kinds if layer.moe is not None)
-        return self._experts(moe, np.ones(1)).grade not in ROUTED_INSIDE
 
     def _fuses(self, moe: MoeSpec) -> bool:
         """Whether shared experts are one more routed one: of the same width, on every rank."""
@@ -263,15 +256,17 @@ class StepCosts:
         load = self._draws(moe).loads(tokens)
         if self._fuses(moe):
             load = with_shared(load, tokens)
-        slots = moe.num_experts // self.plan.ep + self._fuses(moe)
-        op = expert_op(moe, self.model.hidden_size, slots, self.dtypes, moe_tp=self.plan.moe_tp)
-        estimate = self.cost.experts(op, load)
+        estimate = self.cost.experts(self._expert_op(moe), load)
         seconds = np.asarray(estimate.seconds).max(axis=1).mean(axis=0)
         return replace(estimate, seconds=np.where(tokens > 0, seconds, 0.0))
 
+    def _expert_op(self, moe: MoeSpec) -> GroupedExperts:
+        slots = moe.num_experts // self.plan.ep + self._fuses(moe)
+        return expert_op(moe, self.model.hidden_size, slots, self.dtypes, moe_tp=self.plan.moe_tp)
+
     def _exchange(self, moe: MoeSpec, tokens: Floats, phase: Phase) -> Estimate:
         row_bytes = self._token_bytes
-        if self.kernels.exchange == "gather":
+        if len(self._stage) < self.kernels.all_to_all_from:
             collective = all_gather if phase == "dispatch" else reduce_scatter
             return collective(tokens * row_bytes, self._stage, self.fabric)
         draws = self._draws(moe)

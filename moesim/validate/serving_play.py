@@ -107,7 +107,19 @@ def play(point: Point, service: Service) -> Played:
             (service.prefill, service.num_prefill, "prefill"),
             (service.decode, service.num_decode, "decode"),
         ]
-    specs = [spec for place in roles for spec in _instances(point, *place)]
+    longest = point.input_tokens + point.output_tokens
+    specs = [
+        spec
+        for deployment, count, role in roles
+        for spec in instances_of(
+            deployment,
+            count,
+            role,
+            most_sequences=clients,
+            longest=longest,
+            prompt_tokens=point.input_tokens,
+        )
+    ]
     simulated = Simulated(
         workload, specs, routers.build("least_loaded", {}, field="router"), transfer=_transfer(service)
     )
@@ -137,7 +149,29 @@ def _lengths(point: Point, shortest: float, count: int) -> tuple[NDArray[np.int6
     return prompt, answer
 
 
-def _instances(point: Point, deployment: Deployment, count: int, role: Role) -> list[InstanceSpec]:
+def instances_of(
+    deployment: Deployment,
+    count: int,
+    role: Role,
+    *,
+    most_sequences: int,
+    longest: int,
+    prompt_tokens: float,
+) -> list[InstanceSpec]:
+    """Instances of a deployment for the clock.
+
+    Parameters
+    ----------
+    deployment : Deployment
+    count : int
+        How many.
+    role : str
+        What each does.
+    most_sequences, longest : int
+        Sequences that meet, and tokens of the longest: what step times are tabulated for.
+    prompt_tokens : float
+        Of a typical request: its way to the scheduler takes longer with more. [tokens]
+    """
     profile, host = deployment.profile, deployment.profile.host
     tokens = deployment.cache_tokens()
     engine = Engine(
@@ -149,7 +183,7 @@ def _instances(point: Point, deployment: Deployment, count: int, role: Role) -> 
         batching=batching_policies.build(profile.batching, {}, field="batching"),
         async_scheduling=profile.async_scheduling,
         reserve_whole=profile.reserve_whole,
-        frontend_s=host.request_s + host.request_token_s * point.input_tokens,
+        frontend_s=host.request_s + host.request_token_s * prompt_tokens,
     )
     times: StepTimes = deployment.step_times()
     if deployment.drafts:
@@ -157,8 +191,8 @@ def _instances(point: Point, deployment: Deployment, count: int, role: Role) -> 
     memo = Memo(
         Exact(times, engine, 1.0 + deployment.drafts),
         max_tokens=deployment.token_budget,
-        max_decodes=max(point.concurrency, 2),
-        max_context=int(SLACK * (point.input_tokens + point.output_tokens)),
+        max_decodes=max(most_sequences, 2),
+        max_context=int(SLACK * longest),
     )
     return [InstanceSpec(engine, memo, deployment.plan.attention_dp, role) for _ in range(count)]
 

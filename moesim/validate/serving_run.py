@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,8 +17,11 @@ import numpy as np
 from moesim.errors import MoesimError
 from moesim.files import data_folders
 from moesim.files.find import PACKAGE
+from moesim.model import load as load_model
 from moesim.serving.deployment import Deployment
+from moesim.serving.profiles import load_profile
 from moesim.serving.step_times import StepShape
+from moesim.validate.serving_overheads import Overheads, Sample
 from moesim.validate.serving_play import Played, play
 from moesim.validate.serving_points import Point
 from moesim.validate.serving_service import Service, Services
@@ -46,6 +49,10 @@ class Outcome:
     reason : str
         Why nothing was predicted.
     warnings : tuple of str
+    gain, decodes : float
+        Tokens that a sequence gains in an iteration; sequences of a rank in a typical one.
+    family : str
+        First version of the engine's family.
     """
 
     ttft_s: float | None = None
@@ -54,11 +61,14 @@ class Outcome:
     tpot_sigma: float = 0.0
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    gain: float = 1.0
+    decodes: float = 1.0
+    family: str = ""
 
     def row(self, point: Point) -> Row:
         """Beside its measurement."""
         if self.ttft_s is None or self.tpot_s is None:
-            return Row(point, {}, self.reason, self.warnings)
+            return Row(point, {}, self.reason, self.warnings, self)
         rest_s = (point.output_tokens - 1) * self.tpot_s
         total_s = self.ttft_s + rest_s
         spread = (self.ttft_s * self.ttft_sigma + rest_s * self.tpot_sigma) / total_s
@@ -67,7 +77,7 @@ class Outcome:
             "ttft": Predicted(self.ttft_s, self.ttft_sigma),
             "latency": Predicted(total_s, spread),
         }
-        return Row(point, predicted, warnings=self.warnings)
+        return Row(point, predicted, warnings=self.warnings, outcome=self)
 
 
 def predict(
@@ -115,7 +125,16 @@ def outcome_of(point: Point, services: Services) -> Outcome:
     first = service.prefill.profile.first_token_sigma
     warnings = () if service.decode.profile.is_exact else (_nearest(service),)
     ttft_sigma = float(np.hypot(first, tpot_sigma))
-    return Outcome(played.ttft_s, played.tpot_s, ttft_sigma, tpot_sigma, warnings=warnings)
+    return Outcome(
+        played.ttft_s,
+        played.tpot_s,
+        ttft_sigma,
+        tpot_sigma,
+        warnings=warnings,
+        gain=service.decode.tokens_per_step,
+        decodes=played.decodes,
+        family=service.decode.profile.family,
+    )
 
 
 def step_sigma(deployment: Deployment, played: Played) -> float:
@@ -224,3 +243,37 @@ class Journal:
         whole = not self.path.is_file() or self.path.read_bytes().endswith(b"\n")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(("" if whole else "\n") + "\n".join(lines) + "\n")
+
+
+def samples_of(rows: Sequence[Row]) -> list[Sample]:
+    """Rows with both metrics measured and predicted, for fits of overheads."""
+    found = []
+    for row in rows:
+        point, outcome = row.point, row.outcome
+        if not row.predicted or point.tpot_s is None or point.ttft_s is None:
+            continue
+        host = load_profile(point.engine, point.engine_version).host
+        used = Overheads(host.iteration_s, host.sequence_s, host.request_s, host.delivery_iterations)
+        found.append(
+            Sample(
+                point.model,
+                point.engine,
+                outcome.family,
+                (point.tpot_s, outcome.tpot_s),
+                (point.ttft_s, outcome.ttft_s),
+                outcome.gain,
+                outcome.decodes,
+                used,
+            )
+        )
+    return found
+
+
+def shared_shapes(models: Iterable[str]) -> dict[str, str]:
+    """``{model: first of them}`` for models of equal layers: leaving one out leaves the others out too."""
+    first: dict[Any, str] = {}
+    return {
+        name: first.setdefault((spec.hidden_size, spec.layers), name)
+        for name in sorted(set(models))
+        for spec in [load_model(name)]
+    }

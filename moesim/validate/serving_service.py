@@ -15,6 +15,8 @@ from moesim.validate.serving_points import Layout, Point
 
 MOST_MEMORY = 0.97
 """Share of the memory that an engine can be made to fill."""
+MOST_SLICES = 8
+"""Experts in more slices than this are run by no engine: such a row means whole experts on every rank."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Services:
         """
         fields = (point.model, point.device, point.engine, point.engine_version, point.gemm_dtype)
         # a prompt that is not cut must fit into one iteration: runs raise the budget for it
-        longest = point.input_tokens
+        longest = point.input_tokens + point.output_tokens
         key = (*fields, point.expert_dtype, point.kv_dtype, layout, max_num_seqs, longest, point.mode)
         if key not in self._made:
             made = self._build(point, layout, max_num_seqs)
@@ -98,6 +100,8 @@ class Services:
             raise InputError([Problem("pp", "pipelined instances are not played yet", point.id)])
         stage = layout.tp * layout.attention_dp
         experts = (layout.moe_ep, layout.moe_tp) if model.num_experts else (stage, 1)
+        if experts[1] > MOST_SLICES and model.num_experts % stage == 0:
+            experts = (stage, 1)
         plan = Plan(layout.tp, layout.pp, layout.attention_dp, *experts)
         weights = point.gemm_dtype or WIDE
         formats = stored_formats(model.name, weights, point.expert_dtype or weights)

@@ -63,12 +63,15 @@ class Row:
         Why not.
     warnings : tuple of str
         What widened the band, or was assumed.
+    outcome : object
+        Whoever predicted may keep more of it here.
     """
 
     point: Point
     predicted: Mapping[str, Predicted]
     reason: str = ""
     warnings: tuple[str, ...] = ()
+    outcome: Any = None
 
     def measured(self, metric: str) -> float | None:
         """Measured seconds, or None."""

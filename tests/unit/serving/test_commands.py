@@ -1,0 +1,85 @@
+import pytest
+
+from moesim.errors import InputError
+from moesim.serving.commands import read_command
+from moesim.serving.from_command import commanded
+
+VLLM = "vllm serve Qwen/Qwen3-30B-A3B-FP8 --tensor-parallel-size 4 --enable-expert-parallel"
+
+
+def test_vllm_flags_in_their_spellings():
+    command = read_command(
+        f"CUDA_VISIBLE_DEVICES=0 {VLLM} --max_num_seqs=512 -dp 2 --port 80 \\\n --no-such 3"
+    )
+    assert (command.tp, command.attention_dp, command.ep, command.data_parallel) == (4, 2, 8, 1)
+    assert command.max_num_seqs == 512
+    assert command.without_effect == ("--port",)
+    assert command.unknown == ("--no-such",)
+    assert read_command("vllm serve X/Y -dp 2").data_parallel == 2
+
+
+def test_sglang_divides_its_ranks_by_attention_groups():
+    text = "python3 -m sglang.launch_server --model-path deepseek-ai/DeepSeek-R1 --tp 8 --dp 4"
+    assert (read_command(text).tp, read_command(text).data_parallel) == (8, 4)
+    shared = read_command(
+        f"{text} --enable-dp-attention --chunked-prefill-size 16384 --mem-fraction-static 0.8"
+    )
+    assert (shared.tp, shared.attention_dp, shared.num_devices) == (2, 4, 8)
+    assert shared.memory_fraction == 0.8
+
+
+def test_trtllm_reads_its_options_file(tmp_path):
+    options = tmp_path / "extra.yml"
+    options.write_text(
+        "enable_attention_dp: true\nmoe_expert_parallel_size: 8\nmystery: 1\nstream_interval: 10\n"
+        "kv_cache_config: {dtype: fp8, free_gpu_memory_fraction: 0.8}\n"
+        "speculative_config: {decoding_type: MTP, num_nextn_predict_layers: 2}\n"
+    )
+    command = read_command(
+        f"trtllm-serve nvidia/DeepSeek-R1-FP4 --tp_size 8 --extra_llm_api_options {options}"
+    )
+    assert (command.tp, command.attention_dp, command.ep) == (1, 8, 8)
+    assert (command.kv, command.draft_tokens, command.first_tokens) == ("fp8", 2, 10)
+    assert command.unknown == ("extra.yml: mystery",)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("vllm serve X -tp two --max-num-seqs many", "2 problems"),
+        ("python train.py", "accepted: 'vllm serve MODEL ...'"),
+        ("vllm serve --port 3", "no model"),
+        ("vllm serve X --kv-cache-dtype int3", "--kv-cache-dtype: got 'int3'"),
+        ("vllm serve 'unclosed", "not a command line"),
+        ("sglang serve --model X --tp 8 --dp 3 --enable-dp-attention", "a divisor of --tp-size 8"),
+    ],
+)
+def test_wrong_commands_are_told(text, told):
+    with pytest.raises(InputError) as error:
+        read_command(text)
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "weights", "experts"),
+    [
+        ("Qwen/Qwen3-235B-A22B-Instruct-2507-FP8", "qwen3_235b_a22b", "fp8_block", "fp8_block"),
+        ("nvidia/DeepSeek-R1-0528-FP4-v2", "deepseek_r1", "nvfp4", "nvfp4"),
+        ("deepseek-ai/DeepSeek-V3-0324", "deepseek_v3", "fp8_block", "fp8_block"),
+        ("openai/gpt-oss-120b", "gpt_oss_120b", "bf16", "mxfp4"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama_3_1_8b", "bf16", "bf16"),
+    ],
+)
+def test_repositories_name_model_and_formats(model, name, weights, experts):
+    found = commanded(read_command(f"vllm serve {model} -tp 8"), "b200", "0.15.0")
+    assert found.deployment.model.name == name
+    assert (found.deployment.dtypes.weights, found.deployment.dtypes.experts) == (weights, experts)
+
+
+def test_what_is_assumed_is_said():
+    found = commanded(read_command(f"{VLLM} --no-such 3"), "h200_sxm")
+    assert found.deployment.plan.ep == 4
+    assert any("no version of vllm" in warning for warning in found.warnings)
+    assert any("--no-such" in warning for warning in found.warnings)
+    with pytest.raises(InputError, match="no model 'qwen9_1b'"):
+        commanded(read_command("vllm serve Qwen/Qwen9-1B"), "h200")
