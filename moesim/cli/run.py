@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -20,10 +20,11 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a field of the resolved scenario; repeats."),
 ]
+OutputFormat = Literal["moesim", "vllm"]
 SeedOption = Annotated[int | None, typer.Option(help="Short for --set seed=N.")]
 
 
-def command(
+def command(  # noqa: PLR0917 - options of the command line
     scenario: ScenarioArgument,
     sets: SetOption = None,
     json: bool = JSON_OPTION,
@@ -36,10 +37,14 @@ def command(
     ] = False,
     seed: SeedOption = None,
     no_timing: Annotated[bool, typer.Option("--no-timing", help="Leave wall times out of the JSON.")] = False,
+    output_format: Annotated[
+        OutputFormat, typer.Option("--format", help="Fields of --json: moesim's, or vllm bench serve's.")
+    ] = "moesim",
 ) -> None:
     """Simulate one scenario."""
     from time import perf_counter  # noqa: PLC0415
 
+    from moesim.files import write_json  # noqa: PLC0415
     from moesim.scenario.resolve import resolve  # noqa: PLC0415
     from moesim.scenario.run import run  # noqa: PLC0415
 
@@ -51,17 +56,36 @@ def command(
         dry(resolved, json=json)
         return
     outcome = run(resolved)
+    exported = _exported(outcome, output_format)
     seconds = perf_counter() - started
     timing = None if no_timing else {"wall_s": round(seconds, 3)}
     if out is not None:
         written = write_run(outcome, out, timing)
+        if exported is not None:
+            written.append(write_json(out / "vllm.json", exported))
         note("wrote " + ", ".join(str(path) for path in written))
+    if json and exported is not None:
+        emit_json(exported)
+        return
     if json:
         emit_json(outcome.result.document(with_views=False) | ({"timing": timing} if timing else {}))
         return
     show(outcome)
     if out is None:
         note("add --out DIR for the report, figures and timeline")
+
+
+def _exported(outcome: AnyOutcome, output_format: OutputFormat) -> dict[str, Any] | None:
+    """The run in another tool's fields; None where moesim's are asked for."""
+    from moesim.scenario.serve import ServingOutcome  # noqa: PLC0415
+
+    if output_format == "moesim":
+        return None
+    if not isinstance(outcome, ServingOutcome):
+        raise InputError.at(
+            "--format", output_format, "moesim: only a run of question serve has vllm's fields"
+        )
+    return outcome.vllm()
 
 
 def overrides(sets: list[str] | None, seed: int | None) -> list[str]:
@@ -97,7 +121,8 @@ def show(outcome: AnyOutcome) -> None:
     ]
     table("Time on the critical path", ["operation", "time", "share", "evidence"], rows, right=[1, 2])
     changes = [[s.label, f"{100 * s.change_fraction:+.1f} %", s.knob] for s in result.sensitivity]
-    table(f"What moves {result.headline}", ["change", "effect", "knob"], changes, right=[1])
+    if changes:
+        table(f"What moves {result.headline}", ["change", "effect", "knob"], changes, right=[1])
     _show_network(result.views)
     for warning in result.warnings:
         note(f"note: {warning}")
@@ -152,8 +177,10 @@ def _write_parts(
 
     simulated = outcome.simulated
     document = outcome.result.document()
-    document["views"]["timeline"] = excerpt(simulated.program, simulated.recorded)
+    if simulated is not None:
+        document["views"]["timeline"] = excerpt(simulated.program, simulated.recorded)
     written = [write_json(folder / "run.json", document | ({"timing": timing} if timing else {}))]
     written += write_figures(document, folder)
-    written.append(write_timeline(simulated.program, simulated.recorded, folder / "timeline.json.gz"))
+    if simulated is not None:
+        written.append(write_timeline(simulated.program, simulated.recorded, folder / "timeline.json.gz"))
     return document, written

@@ -6,10 +6,14 @@ from pathlib import Path
 
 from moesim.report.expert_figures import comparison, expert_load, rank_load, traffic
 from moesim.report.link_figures import links
+from moesim.report.serving_figures import batches, latency_curves, service_over_time
 from moesim.report.style import Document, Draw, save_png
 from moesim.report.time_figures import breakdown, memory, sensitivity, timeline
 
 FIGURES: dict[str, Draw] = {
+    "latency_curves": latency_curves,
+    "service_over_time": service_over_time,
+    "batches": batches,
     "breakdown": breakdown,
     "sensitivity": sensitivity,
     "expert_load": expert_load,

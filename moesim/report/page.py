@@ -16,6 +16,8 @@ GRADE_ORDER = ("assumed", "roofline", "fitted", "interpolated", "measured", "dat
 """Sources are listed with the weakest evidence first."""
 
 CHAPTERS = {
+    "Requests": ("latency_curves",),
+    "Over time": ("service_over_time", "batches"),
     "Where the time goes": ("breakdown",),
     "What limits it": ("sensitivity",),
     "Experts and ranks": ("expert_load", "rank_load", "comparison"),
@@ -26,6 +28,10 @@ CHAPTERS = {
 """Headings of a run, and the figures under each."""
 
 CAPTIONS = {
+    "latency_curves": "Share of requests within each latency, queueing included; dots are the median and the "
+    "99th percentile.",
+    "service_over_time": "Sums over all instances in bins of equal width: tokens, requests, blocks in use.",
+    "batches": "Mean number of requests in the batch of each instance.",
     "breakdown": "Critical path of the median routed batch: the operations that, in turn, take the step.",
     "sensitivity": "The same step with one property of the machine changed at a time.",
     "expert_load": "Mean tokens of each expert in a step, every layer sorted on its own.",

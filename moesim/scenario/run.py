@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,8 @@ from moesim.scenario.offloading import Offloading, build_offload
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.result import Metric, Result, Sensitivity
 from moesim.scenario.sensitivity import sensitivities
+from moesim.scenario.serve import ServingOutcome, run_serving
+from moesim.scenario.serving import Serving, build_serving
 from moesim.scenario.simulate import Simulated, simulate
 from moesim.scenario.views import inputs_of, memory_view, routing_views, sources_of
 from moesim.units import fmt_quantity, fmt_seconds
@@ -33,18 +35,23 @@ class Outcome:
     simulated: Simulated
 
 
-AnyOutcome: TypeAlias = Outcome | OffloadOutcome
+AnyOutcome: TypeAlias = Outcome | OffloadOutcome | ServingOutcome
 
 
-def built_of(resolved: Resolved) -> Built | Offloading:
+def built_of(resolved: Resolved) -> Built | Offloading | Serving:
     """Objects of a scenario, after all checks, without simulating."""
+    if resolved.scenario.question == "serve":
+        return build_serving(resolved)
     return build_offload(resolved) if resolved.scenario.question == "offload" else build(resolved)
 
 
-def run(resolved: Resolved, *, with_changes: bool = True) -> AnyOutcome:
+def run(
+    resolved: Resolved, *, with_changes: bool = True, progress: Callable[[int], None] | None = None
+) -> AnyOutcome:
     """Simulate a resolved scenario.
 
-    ``with_changes=False`` leaves out what only a report needs and costs whole runs (offload).
+    ``with_changes=False`` leaves out what only a report needs and costs whole runs (offload; bands of
+    serve). ``progress`` is called with the finished requests of a service now and then.
 
     Raises
     ------
@@ -53,6 +60,8 @@ def run(resolved: Resolved, *, with_changes: bool = True) -> AnyOutcome:
     InfeasibleError
         The model does not fit.
     """
+    if resolved.scenario.question == "serve":
+        return run_serving(resolved, progress=progress, with_bands=with_changes)
     if resolved.scenario.question == "offload":
         return run_offload(resolved, with_changes=with_changes)
     return run_built(build(resolved))

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from moesim.hardware.schema import Cluster
 from moesim.memory.ledger import RESERVED_FRACTION
 from moesim.network.faults import Faults
+from moesim.scenario.serving_schema import EngineSection, ServingSection, WorkloadSection
 
 
 class Strict(BaseModel):
@@ -107,9 +108,10 @@ class BatchSection(Strict):
 class NetworkSection(Strict):
     """How tokens travel."""
 
-    deduplicate: Literal["expert", "rank", "node"] = Field(
-        "rank",
-        description="what a token is sent once per: chosen expert, destination rank, or node (DeepEP)",
+    deduplicate: Literal["auto", "expert", "rank", "node"] = Field(
+        "auto",
+        description="what a token is sent once per: chosen expert, destination rank, or node; auto: what the "
+        "exchange does, and with exchange auto that of the one that moves evenly routed tokens fastest",
     )
     exchange: str = Field(
         "auto",
@@ -239,14 +241,19 @@ class Scenario(Strict):
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$")]
     description: str = ""
-    question: Literal["decode_step", "prefill_step", "offload"]
+    question: Literal["decode_step", "prefill_step", "offload", "serve"]
     model: dict[str, Any] = Field(description="bundled name, path to a config.json, or its fields")
     dtypes: Dtypes = Dtypes()
     cluster: Cluster = Field(description="profile name or its fields")
     plan: PlanSection = PlanSection()
     placement: PlacementSection = PlacementSection()
     routing: RoutingSection | None = Field(None, description="needed for a model with experts")
-    batch: BatchSection
+    batch: BatchSection = Field(
+        BatchSection(tokens_per_rank=1), description="needed unless the question is serve"
+    )
+    workload: WorkloadSection | None = Field(None, description="needed if question is serve")
+    engine: EngineSection = EngineSection()
+    serving: ServingSection = ServingSection()
     network: NetworkSection = NetworkSection()
     faults: Faults = Field(Faults(), description="links, ports and devices that are slow or dead")
     overlap: OverlapSection = OverlapSection()
@@ -256,6 +263,14 @@ class Scenario(Strict):
     interpreter: Literal["vector", "events"] = "vector"
     bands: BandsSection = BandsSection()
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_what_is_asked(self) -> Scenario:
+        needed = "workload" if self.question == "serve" else "batch"
+        if needed not in self.model_fields_set:
+            message = f"{needed} is missing; accepted: a section {needed} (the question is {self.question})"
+            raise ValueError(message)
+        return self
 
 
 def file_schema() -> dict[str, Any]:

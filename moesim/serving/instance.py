@@ -227,7 +227,7 @@ class Instance:
         self._count(index)
         self._queued[index] = None
         self.measures.preemptions[live.request] += 1
-        self.measures.series.add(self.agenda.now_ps, self.agenda.now_ps, (0, 0, 0, 0, 0, 1, 0))
+        self.measures.series[self.index].add(self.agenda.now_ps, self.agenda.now_ps, (0, 0, 0, 0, 0, 1, 0))
         return max(before - rank.own_blocks, 1) if decoding else 1
 
     def _evicted(self, live: Live) -> None:
@@ -346,27 +346,15 @@ class Instance:
 
     def _record(self, end: int, count: int, emitted: int) -> None:
         """Series over the iterations just done; blocks count as at their end."""
-        length, series = end - self._began_ps, self.measures.series
+        length, series = end - self._began_ps, self.measures.series[self.index]
         if len(self.ranks) <= FEW or end >= self._next_look_ps:
             # looking at many ranks costs more than a step does: once a bin will do
             self._next_look_ps = end + series.width_ps
             self._num_blocks = sum(rank.busy_blocks(self._step) for rank in self.ranks)
         prompt = sum(chunk for _, _, chunk, _ in self._chunks)
         self.measures.prompt_tokens += prompt
-        waiting, running, blocks = self._num_waiting, self._num_running, self._num_blocks
-        series.add(
-            self._began_ps,
-            end,
-            (
-                emitted,
-                prompt,
-                running * length,
-                waiting * length - self._absent_ps,
-                blocks * length,
-                0,
-                count,
-            ),
-        )
+        inside = (self._num_running * length, self._num_waiting * length - self._absent_ps)
+        series.add(self._began_ps, end, (emitted, prompt, *inside, self._num_blocks * length, 0, count))
         self._began_ps, self._absent_ps = end, 0
 
     def _finish(self, end: int) -> None:

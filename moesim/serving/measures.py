@@ -88,6 +88,12 @@ class Series:
             [a + b for a, b in zip(*pair, strict=True)] for pair in zip(rows[::2], rows[1::2], strict=True)
         ]
 
+    def widened(self, width_ps: int) -> list[list[float]]:
+        """Rows as if the bins had been ``width_ps`` wide, a power of two times their width."""
+        while self.width_ps < width_ps:
+            self._widen()
+        return self.rows
+
     def column(self, name: str) -> Floats:
         """One series, ``(bin,)``."""
         return np.array([row[SERIES.index(name)] for row in self.rows], dtype=np.float64)
@@ -105,13 +111,13 @@ class Measures:
         instance; the instance that finished it.
     gaps : GapHistogram
         Between tokens of a request, all requests together.
-    series : Series
-        Over time.
+    series : list of Series
+        Over time, one an instance.
     prompt_tokens, output_tokens, num_steps : int
         Prompt tokens computed, tokens emitted, iterations of all instances.
     """
 
-    def __init__(self, num_requests: int) -> None:
+    def __init__(self, num_requests: int, num_instances: int) -> None:
         self.arrival_ps = [NEVER] * num_requests
         self.first_scheduled_ps = [NEVER] * num_requests
         self.first_token_ps = [NEVER] * num_requests
@@ -121,7 +127,18 @@ class Measures:
         self.retries = [0] * num_requests
         self.target = [NEVER] * num_requests
         self.gaps = GapHistogram()
-        self.series = Series()
+        self.series = [Series() for _ in range(num_instances)]
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.num_steps = 0
+
+    def total(self) -> Series:
+        """Series of all instances together, whose own now have bins of the same width."""
+        result = Series()
+        result.width_ps = max(series.width_ps for series in self.series)
+        for series in self.series:
+            rows = series.widened(result.width_ps)
+            result.rows += [[0.0] * len(SERIES) for _ in range(len(rows) - len(result.rows))]
+            for row, own in zip(result.rows, rows, strict=False):
+                row[:] = [a + b for a, b in zip(row, own, strict=True)]
+        return result

@@ -139,7 +139,7 @@ class Service:
     ) -> None:
         self.workload, self.specs, self.router = workload, tuple(instances), router
         self.agenda = Agenda()
-        self.measures = Measures(workload.num_requests)
+        self.measures = Measures(workload.num_requests, len(self.specs))
         self.instances = [
             make(i, spec.engine, spec.iterations, spec.num_ranks, self.agenda, self.measures, self)
             for i, spec in enumerate(self.specs)

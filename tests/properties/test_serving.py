@@ -160,23 +160,27 @@ def test_nothing_is_lost_or_made_up(setting):
     flow, specs, _, changes = setting
     service, done = play(Instance, setting)
     arrival, first, finish = (np.array(x) for x in (done.arrival_ps, done.first_token_ps, done.finish_ps))
-    assert (arrival >= 0).all() and (first > arrival).all() and (finish >= first).all()
+    assert (arrival >= 0).all()
+    assert (first > arrival).all()
+    assert (finish >= first).all()
     # every token exactly once, also where a request was preempted or its instance died
     assert done.output_tokens == flow.output_tokens.sum()
     assert done.gaps.total == flow.output_tokens.sum() - flow.num_requests
-    assert done.series.column("output_tokens").sum() == pytest.approx(done.output_tokens)
+    assert done.total().column("output_tokens").sum() == pytest.approx(done.output_tokens)
     if not any(done.preemptions) and not any(done.retries):
         assert done.prompt_tokens == flow.input_tokens.sum() - sum(done.cached_tokens)
     for instance in service.instances:
         for rank in instance.ranks:
             # an empty rank holds no block outside its prefix cache, and may give all of those back
             rank.sync(10**9)
-            assert rank.own_blocks == 0 and not rank.running and not rank.waiting
+            assert rank.own_blocks == 0
+            assert not rank.running
+            assert not rank.waiting
             assert rank.cache.blocks == rank.cache.evictable <= specs[0].engine.num_blocks
             assert rank.num_decodes == rank.context_base == 0
     # Little's law, from two accounts: time in queues and batches by bins, and by request
     lost_time = any(change.kind == "down" for change in changes) or specs[0].engine.frontend_s
     if specs[0].role == "both" and not lost_time:
-        inside = done.series.column("running").sum() + done.series.column("waiting").sum()
+        inside = done.total().column("running").sum() + done.total().column("waiting").sum()
         assert inside == pytest.approx((finish - arrival).sum())
     assert service.agenda.num_events <= 3 * done.num_steps + 8 * (flow.num_requests + len(changes) + 1)

@@ -1,0 +1,326 @@
+"""Serving scenario to a service: deployments, engines, workload, and what happens on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from moesim.errors import InfeasibleError, InputError, Problem
+from moesim.files import find
+from moesim.memory.ledger import Occupancy, ledger
+from moesim.model import Dtypes, from_hf
+from moesim.parallel.plan import Plan
+from moesim.scenario.resolve import Resolved
+from moesim.scenario.schema import Scenario
+from moesim.scenario.serving_schema import LengthSection
+from moesim.serving.deployment import Deployment
+from moesim.serving.engine import Engine
+from moesim.serving.instances import engine_of, iterations_of
+from moesim.serving.iterations import Iterations
+from moesim.serving.policies import (
+    Lengths,
+    arrival_processes,
+    batching_policies,
+    length_distributions,
+    routers,
+)
+from moesim.serving.profiles import Profile, load_profile
+from moesim.serving.requests import closed_loop, open_loop, read_requests, with_prefixes, with_turns
+from moesim.serving.service import Change, InstanceSpec, Role, Service, Transfer
+from moesim.serving.workload import Workload
+
+WEIGHTS = ("attention and dense weights", "embedding and head", "routed experts")
+"""Parts of the memory ledger that a new instance has to load."""
+PAIRS = {"chunked_prefill", "reserve_whole"}
+"""Fields of the engine section that replace one of the profile under the same name."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Instances of one role.
+
+    Attributes
+    ----------
+    role : str
+    count : int
+        Instances that are there from the start, or will be added.
+    deployment : Deployment
+    engine : Engine
+    """
+
+    role: Role
+    count: int
+    deployment: Deployment
+    engine: Engine
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A serving scenario as objects.
+
+    Attributes
+    ----------
+    resolved : Resolved
+    profile : Profile
+    pools : tuple of Pool
+    workload : Workload
+    warnings : tuple of str
+    """
+
+    resolved: Resolved
+    profile: Profile
+    pools: tuple[Pool, ...]
+    workload: Workload
+    warnings: tuple[str, ...]
+
+    @property
+    def scenario(self) -> Scenario:
+        """Validated values."""
+        return self.resolved.scenario
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all instances."""
+        return sum(pool.count * pool.deployment.plan.num_devices for pool in self.pools)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sequence. [tokens]"""
+        return int((self.workload.input_tokens + self.workload.output_tokens).max())
+
+    def iterations(self, scale: float = 1.0) -> list[Iterations]:
+        """Prices of the iterations of each pool; ``scale`` is a draw of their error."""
+        how = self.scenario.serving.step_times
+        return [
+            iterations_of(pool.deployment, pool.engine, how=how, longest=self.longest, scale=scale)
+            for pool in self.pools
+        ]
+
+    def service(self, iterations: list[Iterations], progress: Callable[[int], None] | None = None) -> Service:
+        """The service, ready to be run."""
+        section = self.scenario.serving
+        added = {change.instance for change in section.changes if change.kind == "add"}
+        specs: list[InstanceSpec] = []
+        for pool, prices in zip(self.pools, iterations, strict=True):
+            for _ in range(pool.count):
+                ranks = pool.deployment.plan.attention_dp
+                starts = len(specs) not in added
+                specs.append(InstanceSpec(pool.engine, prices, ranks, pool.role, starts))
+        return Service(
+            self.workload,
+            specs,
+            routers.build(section.router.policy, section.router.params, field="serving.router"),
+            changes=[self._change(index) for index in range(len(section.changes))],
+            transfer=self._transfer(),
+            seed=self.scenario.seed,
+            progress=progress,
+        )
+
+    def _change(self, index: int) -> Change:
+        section = self.scenario.serving.changes[index]
+        count = sum(pool.count for pool in self.pools)
+        if section.instance >= count:
+            accepted = f"0 to {count - 1}: the service has {count} instances"
+            msg = f"serving.changes.{index}.instance"
+            raise InputError.at(msg, section.instance, accepted)
+        if section.kind != "add":
+            return Change(section.at_s, section.kind, section.instance, section.factor)
+        ready_s = self.weights_s(section.instance) if section.ready_s is None else section.ready_s
+        return Change(section.at_s + ready_s, "up", section.instance)
+
+    def weights_s(self, instance: int) -> float:
+        """Time in which the weights of an instance come over the links of its devices. [s]"""
+        owner = [pool for pool in self.pools for _ in range(pool.count)][instance]
+        return _weight_bytes(owner.deployment) / _link_rate(owner.deployment)
+
+    def _transfer(self) -> Transfer:
+        source = self.pools[0].deployment
+        if len(self.pools) == 1:
+            return Transfer()
+        fabric = source.costs.fabric
+        return Transfer(fabric.scale_out_latency_s, source.cache_bytes_per_token() / _link_rate(source))
+
+
+def _weight_bytes(deployment: Deployment) -> float:
+    """Weights of the fullest rank. [bytes]"""
+    book = ledger(
+        deployment.model,
+        deployment.plan,
+        deployment.dtypes,
+        Occupancy(0.0, 0.0, 1.0),
+        capacity_bytes=deployment.cluster.node.device.main_memory.capacity_bytes,
+        reserved_fraction=0.0,
+    )
+    return float(np.max(np.sum([book.parts[name] for name in WEIGHTS], axis=0)))
+
+
+def _link_rate(deployment: Deployment) -> float:
+    """Bytes a second that reach a device from another instance. [bytes/s]"""
+    fabric = deployment.costs.fabric
+    one_domain = deployment.cluster.num_domains == 1
+    return fabric.scale_up_bytes_per_s if one_domain else fabric.nic_rate
+
+
+def build_serving(resolved: Resolved) -> Serving:
+    """Objects of a serving scenario; every contradiction is an error here.
+
+    Raises
+    ------
+    InputError
+        Unknown policy, parameter or engine, or sections that contradict each other.
+    InfeasibleError
+        The weights do not fit, or the instances need more devices than there are.
+    """
+    scenario = resolved.scenario
+    section = scenario.serving
+    warnings: list[str] = []
+    profile = _profile(scenario, warnings)
+    generator = "uniform"
+    if scenario.routing is not None and scenario.routing.generator is not None:
+        generator = scenario.routing.generator
+    elif scenario.routing is not None:
+        warnings.append("routing of serving iterations is drawn uniformly, not replayed from the trace")
+    if (section.prefill is None) != (section.decode is None):
+        raise InputError([Problem("serving", "prefill and decode pools need each other; one is missing")])
+    model = from_hf(resolved.tree.sub("model"), resolved.model_name)
+    dtypes = Dtypes(
+        weights=scenario.dtypes.weights,
+        experts=scenario.dtypes.experts,
+        kv=scenario.dtypes.kv,
+        activations=scenario.dtypes.activations,
+    )
+    wanted: list[tuple[Role, int, dict[str, Any] | None]] = [("both", section.instances, None)]
+    if section.prefill is not None and section.decode is not None:
+        if section.instances != 1:
+            raise InputError.at("serving.instances", section.instances, "absent beside prefill and decode")
+        wanted = [
+            ("prefill", section.prefill.instances, section.prefill.plan),
+            ("decode", section.decode.instances, section.decode.plan),
+        ]
+    pools = []
+    for role, count, own_plan in wanted:
+        deployment = Deployment(
+            model,
+            _plan(scenario, own_plan, f"serving.{role}.plan"),
+            dtypes,
+            scenario.cluster,
+            profile,
+            max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
+            max_num_seqs=scenario.engine.max_num_seqs,
+            generator=generator,
+        )
+        pools.append(Pool(role, count, deployment, engine_of(deployment, _changes(scenario, deployment))))
+    serving = Serving(resolved, profile, tuple(pools), _workload(scenario), tuple(warnings))
+    if serving.num_devices > scenario.cluster.num_devices:
+        have = scenario.cluster.num_devices
+        message = f"the instances need {serving.num_devices} devices, the cluster has {have}"
+        raise InfeasibleError(message)
+    return serving
+
+
+def _plan(scenario: Scenario, own: dict[str, Any] | None, field: str) -> Plan:
+    values = scenario.plan
+    if own is not None:
+        unknown = [key for key in own if key not in type(values).model_fields]
+        if unknown:
+            accepted = f"fields of plan: {', '.join(type(values).model_fields)}"
+            msg = f"{field}.{unknown[0]}"
+            raise InputError.at(msg, own[unknown[0]], accepted)
+        values = type(values)(**own)
+    if values.pp != 1:
+        msg = f"{field}.pp"
+        raise InputError.at(msg, values.pp, "1: pipelined instances are not served yet")
+    return Plan.of(values.tp, values.pp, values.attention_dp, values.ep, values.moe_tp)
+
+
+def _profile(scenario: Scenario, warnings: list[str]) -> Profile:
+    section = scenario.engine
+    profile = load_profile(section.name, section.version, where="engine")
+    if not profile.is_exact:
+        asked = f"version {section.version!r}" if section.version else "no version"
+        warnings.append(
+            f"{asked} of {profile.engine}: the family from {profile.family} answers, bands widened"
+        )
+    changes: dict[str, object] = {}
+    for name in ("memory_fraction", "block_tokens", *sorted(PAIRS)):
+        value = getattr(section, name)
+        if value is not None:
+            changes[name] = value
+    if section.draft_tokens is not None or section.acceptance is not None:
+        known = profile.speculation
+        drafts = known.draft_tokens if section.draft_tokens is None else section.draft_tokens
+        acceptance = known.acceptance if section.acceptance is None else section.acceptance
+        changes["speculation"] = known.model_copy(
+            update={"draft_tokens": drafts, "draft_tokens_attention_dp": drafts, "acceptance": acceptance}
+        )
+    return profile.model_copy(update=changes)
+
+
+def _changes(scenario: Scenario, deployment: Deployment) -> dict[str, Any]:
+    """Fields of the engine that the scenario sets."""
+    section = scenario.engine
+    changes: dict[str, Any] = {"prefix_caching": section.prefix_caching, "preemption": section.preemption}
+    if section.num_gpu_blocks is not None:
+        changes["num_blocks"] = section.num_gpu_blocks
+    if section.batching is not None:
+        changes["batching"] = batching_policies.build(section.batching, field="engine.batching")
+    if section.preemption == "swap":
+        tokens = section.block_tokens or deployment.profile.block_tokens
+        link = scenario.cluster.node.host.pcie
+        if link is None:
+            raise InputError.at("engine.preemption", "swap", "recompute: the node describes no host.pcie")
+        held = tokens * deployment.cache_bytes_per_token()
+        changes["swap_s_per_block"] = held / link.bandwidth_bytes_per_s
+    budget, most = deployment.token_budget, deployment.sequence_limit
+    if most > budget:
+        accepted = f"at most max_num_batched_tokens = {budget}: every sequence needs a token of an iteration"
+        raise InputError.at("engine.max_num_seqs", most, accepted)
+    return changes
+
+
+def _lengths(given: int | LengthSection, field: str) -> Lengths:
+    if isinstance(given, int):
+        return length_distributions.build("fixed", {"tokens": given}, field=field)
+    return length_distributions.build(given.kind, given.params, field=field)
+
+
+def _workload(scenario: Scenario) -> Workload:
+    section, seed = scenario.workload, scenario.seed
+    if section is None:
+        raise InputError([Problem("workload", "missing (the question is serve)")])
+    inputs = _lengths(section.input_tokens, "workload.input_tokens")
+    outputs = _lengths(section.output_tokens, "workload.output_tokens")
+    count, warmup = section.num_requests, section.warmup_requests
+    if section.concurrency is not None and section.kind != "closed_loop":
+        raise InputError.at("workload.concurrency", section.concurrency, "absent unless kind is closed_loop")
+    if section.kind in {"closed_loop", "file"} and section.params:
+        unknown = next(iter(section.params))
+        msg = f"workload.{unknown}"
+        raise InputError.at(msg, section.params[unknown], f"no such field of {section.kind}")
+    if section.kind == "closed_loop":
+        if section.concurrency is None:
+            raise InputError([Problem("workload.concurrency", "missing (kind is closed_loop)")])
+        workload = closed_loop(
+            section.concurrency, section.ramp_s, inputs, outputs, count, seed=seed, warmup=warmup
+        )
+    elif section.kind == "file":
+        if section.file is None:
+            raise InputError([Problem("workload.file", "missing (kind is file)")])
+        path = find(section.file, "workloads", field="workload.file", suffixes=(".csv", ".jsonl"))
+        limit = count if "num_requests" in section.model_fields_set else None
+        workload = read_requests(path, limit=limit, warmup=warmup)
+    else:
+        process = arrival_processes.build(section.kind, section.params, field="workload")
+        workload = open_loop(process, inputs, outputs, count, seed=seed, warmup=warmup)
+    if warmup >= workload.num_requests:
+        accepted = f"fewer than the {workload.num_requests} requests"
+        raise InputError.at("workload.warmup_requests", warmup, accepted)
+    if section.prefixes is not None:
+        workload = with_prefixes(workload, section.prefixes.groups, section.prefixes.tokens, seed=seed)
+    if section.turns is not None:
+        workload = with_turns(workload, section.turns.requests, section.turns.think_s)
+    return workload
