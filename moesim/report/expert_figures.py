@@ -77,6 +77,7 @@ def rank_load(document: Document) -> Figure | None:
         colour = LINES[number % len(LINES)]
         panel.set_title(short(variant["label"]), fontsize=10, loc="left", color=colour, fontweight="bold")
         panel.set_xlabel("rank")
+        panel.locator_params(axis="x", integer=True)
         _bare(panel)
         _busiest(lines, ratio, colour)
     for panel in panels[1:]:

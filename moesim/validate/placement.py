@@ -161,7 +161,7 @@ class _Layer:
         into = sent.sum(axis=0)
         out = np.bincount(home, sent.sum(axis=1), self.ranks)
         reached = self.fabric.scale_up_bytes_per_s * _p2p_fraction(self.fabric)
-        return float(max(into.max(), out.max())) * each / reached
+        return float(max(into.max(), out.max()) * each / reached)
 
 
 def _p2p_fraction(fabric: Fabric) -> float:

@@ -119,3 +119,80 @@ def test_ranks_that_leave_slots_over(trace):
     document = json.loads(place(trace, "--ranks", 3, "--json").stdout)
     assert document["problem"]["slots_per_rank"] == 6
     assert document["problem"]["redundant_experts"] == 2
+
+
+def test_a_file_is_scored_beside_the_methods(trace, tmp_path):
+    for name in ("moesim", "sglang", "trtllm", "vllm-ascend", "omni"):
+        out = tmp_path / name
+        form = ["--format", name]
+        written = place(trace, "--ranks", 4, "--redundant", 4, "--method", "greedy", "--out", out, *form)
+        assert written.exit_code == 0, written.output
+        options = ["--redundant", 4, "--method", "greedy", "--score", out, *form, "--json"]
+        document = json.loads(place(trace, "--ranks", 4, *options).stdout)
+        greedy, scored = document["methods"]
+        assert (greedy["method"], scored["method"]) == ("greedy", "file")
+        assert scored["objective"] == pytest.approx(greedy["objective"])
+        assert scored["imbalance_ratio_batch"] == pytest.approx(greedy["imbalance_ratio_batch"])
+
+
+def test_what_moves_is_counted_from_the_present_placement(trace, tmp_path):
+    now = tmp_path / "now.json"
+    place(trace, "--ranks", 4, "--method", "eplb", "--out", now)
+    options = ["--present", now, "--method", "eplb", "--method", "migration_ilp", "--json"]
+    eplb, limited = json.loads(place(trace, "--ranks", 4, *options).stdout)["methods"]
+    assert eplb["moved_experts"] == 0
+    assert limited["objective"] <= eplb["objective"]
+
+
+def test_ranks_may_differ(trace):
+    options = ["--rank-slots", "6,6,2,2", "--speeds", "2,2,1,1", "--method", "speed_ilp", "--json"]
+    document = json.loads(place(trace, "--ranks", 4, *options).stdout)
+    assert document["metrics"]["gap_fraction"]["value"] < 0.05
+    even = json.loads(
+        place(trace, "--ranks", 4, "--rank-slots", "6,6,2,2", "--method", "greedy", "--json").stdout
+    )
+    # the last two ranks hold 2 of 16 experts each: they cannot carry a quarter of the tokens
+    assert even["metrics"]["imbalance_ratio_fit_after"]["value"] > 1.05
+
+
+def test_hosts_draw_hot_experts(trace):
+    options = ["--ranks-per-node", 2, "--hosts", "1,1,0,0", "--method", "topology_ilp", "--json"]
+    (one,) = json.loads(place(trace, "--ranks", 4, *options).stdout)["methods"]
+    own = one["own_objective"]
+    assert own["bound"] <= own["value"] < 1.25  # 0.5 on the near node, 2 on the far one
+    assert own["gap_fraction"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["--rank-slots", "6,6,2"], "3 numbers; accepted: 4"),
+        (["--rank-slots", "6,6,1,1"], "at least the 16 experts"),
+        (["--rank-slots", "6,6,2,2", "--slots", "4"], "say the same"),
+        (["--rank-slots", "6,6,2,2", "--method", "eplb"], "needs as many on every rank"),
+        (["--speeds", "1,1,0,1"], "speeds[2]"),
+        (["--speeds", "a,1,1,1"], "numbers and commas"),
+        (["--hosts", "0,0,0,0"], "not all 0"),
+        (["--fit-domain", "law"], "domain"),
+        (["--score", "nowhere.json"], "nowhere.json"),
+        (["--scenario", "mixtral_8x7b_decode_a100x4_tp"], "num_experts"),
+    ],
+)
+def test_more_mistakes(trace, args, text):
+    done = place(trace, "--ranks", 4, *args)
+    assert done.exit_code == 3, done.output
+    assert text in done.stderr
+    assert not done.stdout
+
+
+def test_a_trace_of_another_model_and_a_file_of_another_shape(trace, tmp_path):
+    other = generators.build("fitted_skew").generate(2000, 3, 8, 2, rng_for(0, "other"))
+    path = write_trace(tmp_path / "other.safetensors", other)
+    done = place(trace, "--ranks", 4, "--judge-on", path)
+    assert done.exit_code == 3
+    assert "num_experts" in done.stderr
+    out = tmp_path / "p.json"
+    assert place(path, "--ranks", 2, "--method", "eplb", "--out", out).exit_code == 0
+    done = place(trace, "--ranks", 4, "--score", out)
+    assert done.exit_code == 3
+    assert "num_ranks: got 2; accepted: 4" in done.stderr
