@@ -19,9 +19,13 @@ from moesim.memory.ledger import Ledger, Occupancy
 from moesim.memory.remedy import Question
 from moesim.memory.remedy import check as check_memory
 from moesim.model import Dtypes, ModelSpec, from_hf
+from moesim.model.dtypes import bytes_per_element
 from moesim.model.ops import Segment
-from moesim.network.fabric import Communication, Fabric
+from moesim.network.exchanges.base import Phase, exchanges
+from moesim.network.exchanges.probe import Even, decided
+from moesim.network.fabric import AUTO, Communication, Fabric
 from moesim.network.faults import Faults
+from moesim.network.traffic import Deduplication
 from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
 from moesim.placement import Placement, Solution, placement_methods
@@ -50,8 +54,16 @@ def machine_of(
 ) -> Machine:
     """Costs and link classes of the first ``num_ranks`` devices of a cluster."""
     section = network or NetworkSection()
-    communication = Communication(**section.model_dump())
+    communication = Communication(**section.model_dump() | {"deduplicate": deduplication_of(section)})
     return Machine(cost_of(cluster.node.device), Fabric.of(cluster, num_ranks, communication, faults))
+
+
+def deduplication_of(section: NetworkSection) -> Deduplication:
+    """What is sent once: as asked, else as the named exchange does, else once a rank."""
+    if section.deduplicate != "auto":
+        return section.deduplicate
+    known = section.exchange in exchanges.names()
+    return exchanges.classes[section.exchange].deduplicates if known else "rank"
 
 
 @dataclass(frozen=True)
@@ -196,8 +208,30 @@ def build(resolved: Resolved) -> Built:
         step_tokens = scenario.batch.tokens_per_rank * plan.attention_dp
         traffic = load_traffic(scenario.routing, model, step_tokens, scenario.seed)
         problem, solution = _placed(scenario, traffic, plan)
+    scenario = _with_exchange(scenario, model, plan)
+    resolved = replace(resolved, scenario=scenario)
     machine = machine_of(scenario.cluster, plan.num_devices, scenario.network, scenario.faults)
     return Built(resolved, model, plan, dtypes, overlap, machine, memory, ledger, traffic, problem, solution)
+
+
+def _with_exchange(scenario: Scenario, model: ModelSpec, plan: Plan) -> Scenario:
+    """Scenario whose exchange is decided, where neither it nor what it sends once was named."""
+    network = scenario.network
+    if network.deduplicate != "auto" or network.exchange != AUTO or plan.attention_dp == 1:
+        return scenario
+    moe = next((layer.moe for layer in model.layers if layer.moe is not None), None)
+    if moe is None:
+        return scenario
+    fabric = machine_of(scenario.cluster, plan.num_devices, network, scenario.faults).fabric
+    row_bytes: dict[Phase, float] = {
+        "dispatch": model.hidden_size * bytes_per_element(scenario.dtypes.dispatch),
+        "combine": model.hidden_size * bytes_per_element(scenario.dtypes.activations),
+    }
+    tokens = scenario.batch.tokens_per_rank / plan.tp
+    even = Even(plan.stage_ranks(0), tokens, moe.num_experts, moe.top_k, row_bytes)
+    chosen = decided(fabric, even)
+    update = {"exchange": chosen.exchange, "deduplicate": chosen.deduplicate}
+    return scenario.model_copy(update={"network": network.model_copy(update=update)})
 
 
 def _memory_question(scenario: Scenario, model: ModelSpec, plan: Plan, dtypes: Dtypes) -> Question:
@@ -342,5 +376,5 @@ class _Router:
         group, position = np.divmod(np.arange(plan.attention_dp * (stop - start)), stop - start)
         source = group * plan.tp + position % plan.tp
         flat = grouped.reshape(-1, *grouped.shape[2:])
-        deduplicate = self.built.scenario.network.deduplicate
+        deduplicate = self.built.machine.fabric.communication.deduplicate
         return route(flat, source, self.table, self.ranks, deduplicate, self.shared_loads)

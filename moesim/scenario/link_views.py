@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from moesim.model.dtypes import bytes_per_element
 from moesim.network.collectives.group import chosen_all_reduce
 from moesim.network.exchanges.base import exchange
+from moesim.network.fabric import AUTO
 from moesim.network.fit_file import CollectiveFit, ExchangeFit
 from moesim.network.topology import Topology
 from moesim.scenario.build import Built
@@ -96,12 +97,11 @@ def dispatched_bytes(built: Built, batches: Sequence[Stages]) -> NDArray[np.floa
 def algorithms_view(built: Built, stages: Stages) -> list[dict[str, Any]]:
     """Algorithm, time and evidence of each kind of communication in the first stage that has it."""
     rows: dict[str, dict[str, Any]] = {}
+    section = built.resolved.tree.data.get("network", {})
     for builder, lanes in zip(built.stages(), stages, strict=True):
         lane = lanes[0]
         for what, name, seconds, grade in _communication(built, builder, lane):
-            asked = (
-                built.scenario.network.all_reduce if what == "all-reduce" else built.scenario.network.exchange
-            )
+            asked = section.get("all_reduce" if what == "all-reduce" else "exchange", AUTO)
             row = {"what": what, "algorithm": name, "asked": asked, "seconds": seconds, "evidence": grade}
             rows.setdefault(what, row)
     return list(rows.values())

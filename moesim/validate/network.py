@@ -15,14 +15,15 @@ from moesim.model import Dtypes
 from moesim.model.layer_ops import expert_op
 from moesim.model.spec import MoeSpec
 from moesim.network.exchanges.base import Load, Phase, exchanges
+from moesim.network.exchanges.probe import Even
 from moesim.network.fabric import Communication, Fabric
 from moesim.network.forms import hit_probability
-from moesim.network.traffic import Deduplication, PortTokens
+from moesim.network.traffic import Deduplication
 from moesim.validate.claims import Claim, Progress, published
 
 PHASES: tuple[Phase, ...] = ("dispatch", "combine")
 
-ROW_BYTES = {"dispatch": 1.0 + 4.0 / 128, "combine": 2.0}
+ELEMENT_BYTES: dict[Phase, float] = {"dispatch": 1.0 + 4.0 / 128, "combine": 2.0}
 """Bytes of an element: fp8 with a scale for 128 there, bf16 back."""
 
 FP16 = Dtypes(weights="fp16", experts="fp16", kv="fp16", activations="fp16")
@@ -92,25 +93,19 @@ def _tutel_layers(given: dict[str, Any], num_ranks: int) -> dict[str, float]:
     result = {}
     for name in ("pairwise", "two_dimensional"):
         fabric = Fabric.of(cluster, num_ranks, Communication(exchange=name, deduplicate="expert"))
-        load = _even(fabric, rows, 2.0 * given["width"], "dispatch", given["tokens"], moe.num_experts)
+        even = _given(given | {"experts": moe.num_experts}, num_ranks, {"dispatch": 2.0, "combine": 2.0})
+        load = even.load("dispatch", "expert", fabric)
         priced = exchanges.build(name).price(load, fabric)
         assert priced is not None  # both apply between nodes
         result[name] = experts_s + 2 * float(np.ravel(priced.seconds)[0])
     return result
 
 
-def _even(
-    fabric: Fabric, copies: float, row_bytes: float, phase: Phase, tokens: float, num_experts: int
-) -> Load:
-    """Load of a rank whose copies go evenly to all ranks."""
-    ranks = fabric.num_ranks
-    size = ranks // len(np.unique(fabric.domain))
-    ports = _ports(ranks, copies * (size - 1) / ranks, copies * (ranks - size) / ranks)
-    return Load(phase, ports, row_bytes, np.arange(ranks), tokens, num_experts, "expert")
-
-
-def _ports(ranks: int, scale_up: float, scale_out: float) -> PortTokens:
-    return PortTokens(*(np.full((1, ranks), tokens) for tokens in (scale_up, scale_up, scale_out, scale_out)))
+def _given(given: dict[str, Any], ranks: int, element_bytes: dict[Phase, float]) -> Even:
+    """Evenly routed tokens of a published set-up."""
+    row_bytes = {phase: given["width"] * size for phase, size in element_bytes.items()}
+    parts = (given["tokens"], given["experts"], given["top_k"], row_bytes, MOST_DOMAINS)
+    return Even(np.arange(ranks), *parts)
 
 
 def _h800(ranks: int, exchange: str, deduplicate: Deduplication, sms: int = 20) -> Fabric:
@@ -124,8 +119,7 @@ def _low_latency(given: dict[str, Any]) -> Iterator[Claim]:
         ranks = row["ranks"]
         fabric = _h800(ranks, "deepep_low_latency", "expert")
         for phase in PHASES:
-            copies, size = given["tokens"] * given["top_k"], given["width"] * ROW_BYTES[phase]
-            load = _even(fabric, copies, size, phase, given["tokens"], given["experts"])
+            load = _given(given, ranks, ELEMENT_BYTES).load(phase, "expert", fabric)
             name = f"DeepEP low latency {phase} EP{ranks}"
             yield _claim(name, given, row[f"{phase}_s"], load, fabric, "s")
 
@@ -136,14 +130,13 @@ def _normal(given: dict[str, Any]) -> Iterator[Claim]:
         ranks, domains = row["ranks"], row["ranks"] // 8
         fabric = _h800(ranks, "deepep_normal", "node", given["sms"])
         allowed = min(domains, MOST_DOMAINS)
-        experts = given["experts"] * allowed / domains
-        domains_hit = allowed * float(hit_probability(allowed, experts, given["top_k"]))
-        ranks_hit = ranks * float(hit_probability(float(ranks), float(given["experts"]), given["top_k"]))
+        hit, parts = (
+            (given["experts"] * allowed / domains, allowed) if domains > 1 else (given["experts"], ranks)
+        )
+        copies = parts * float(hit_probability(float(parts), float(hit), given["top_k"]))
         for phase in PHASES:
-            tokens, size = given["tokens"], given["width"] * ROW_BYTES[phase]
-            ports = _ports(ranks, tokens * ranks_hit * 7 / 8, tokens * domains_hit * (1 - 1 / domains))
-            load = Load(phase, ports, size, np.arange(ranks), tokens, given["experts"], "node")
-            logical = tokens * size * (ranks_hit if domains == 1 else domains_hit)
+            load = _given(given, ranks, ELEMENT_BYTES).load(phase, "node", fabric)
+            logical = given["tokens"] * load.row_bytes * copies
             name = f"DeepEP normal {phase} EP{ranks}"
             yield _claim(name, given, row[f"{phase}_bytes_per_s"], load, fabric, "bytes/s", logical)
 

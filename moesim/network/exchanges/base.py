@@ -98,9 +98,12 @@ class Exchange(Protocol):
     ----------
     is_usual : bool
         Whether ``auto`` may take it without having measured it.
+    deduplicates : str
+        What it sends once, where nobody says otherwise.
     """
 
     is_usual: ClassVar[bool]
+    deduplicates: ClassVar[Deduplication]
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
         """Time until every rank has everything, ``(...)``; None where the algorithm does not apply."""

@@ -11,6 +11,7 @@ from pydantic import Field
 from moesim.evidence import Estimate
 from moesim.network.exchanges.base import FAMILY, Load, Rates, exchanges
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 
 
 @exchanges.register("coordinated")
@@ -29,6 +30,7 @@ class Coordinated:
     """
 
     is_usual: ClassVar[bool] = False
+    deduplicates: ClassVar[Deduplication] = "rank"
 
     tensor_ranks: Annotated[int, Field(ge=1)] = 1
 

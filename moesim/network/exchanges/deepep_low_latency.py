@@ -8,6 +8,7 @@ from typing import ClassVar
 from moesim.evidence import Estimate
 from moesim.network.exchanges.base import Load, exchanges, fitted
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 
 
 @exchanges.register("deepep_low_latency")
@@ -21,6 +22,7 @@ class DeepEpLowLatency:
     """
 
     is_usual: ClassVar[bool] = False
+    deduplicates: ClassVar[Deduplication] = "expert"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
         """Fitted form on the busiest ports; None unless every copy is counted."""

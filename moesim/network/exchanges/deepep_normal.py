@@ -8,6 +8,7 @@ from typing import ClassVar
 from moesim.evidence import Estimate
 from moesim.network.exchanges.base import Load, exchanges, fitted
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 
 
 @exchanges.register("deepep_normal")
@@ -21,6 +22,7 @@ class DeepEpNormal:
     """
 
     is_usual: ClassVar[bool] = False
+    deduplicates: ClassVar[Deduplication] = "node"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
         """Fitted form on the busiest ports; None unless traffic counts a token once a rank and node."""

@@ -11,6 +11,7 @@ from moesim.evidence import Estimate
 from moesim.network.collectives.group import all_gather, reduce_scatter
 from moesim.network.exchanges.base import FAMILY, Load, exchanges
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 
 
 @exchanges.register("gather_scatter")
@@ -19,6 +20,7 @@ class GatherScatter:
     """Every rank gathers all tokens, computes its experts' share and the shares are summed back."""
 
     is_usual: ClassVar[bool] = False
+    deduplicates: ClassVar[Deduplication] = "rank"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
         """The collective's time, whatever the routing."""

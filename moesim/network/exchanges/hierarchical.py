@@ -8,6 +8,7 @@ from typing import ClassVar
 from moesim.evidence import Estimate
 from moesim.network.exchanges.base import FAMILY, Load, Rates, exchanges
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 
 
 @exchanges.register("hierarchical")
@@ -21,6 +22,7 @@ class Hierarchical:
     """
 
     is_usual: ClassVar[bool] = False
+    deduplicates: ClassVar[Deduplication] = "rank"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
         """Both phases in turn, every byte moved in both; None inside one domain."""

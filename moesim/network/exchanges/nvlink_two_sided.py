@@ -8,6 +8,7 @@ from typing import ClassVar
 from moesim.evidence import Estimate
 from moesim.network.exchanges.base import Load, exchanges, fitted
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 
 
 @exchanges.register("nvlink_two_sided")
@@ -16,6 +17,7 @@ class NvLinkTwoSided:
     """Two-sided NVLink exchange of TensorRT-LLM; needs a fit and one scale-up domain."""
 
     is_usual: ClassVar[bool] = False
+    deduplicates: ClassVar[Deduplication] = "rank"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
         """Fitted form on the busiest port; None between domains or where copies are not one a rank."""

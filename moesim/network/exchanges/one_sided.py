@@ -10,6 +10,7 @@ import numpy as np
 from moesim.evidence import Estimate
 from moesim.network.exchanges.base import FAMILY, Load, Rates, exchanges
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 
 
 @exchanges.register("one_sided")
@@ -23,6 +24,7 @@ class OneSided:
     """
 
     is_usual: ClassVar[bool] = False
+    deduplicates: ClassVar[Deduplication] = "rank"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
         """Busiest port at the reached rate; no start and no cost a peer."""

@@ -11,6 +11,7 @@ from moesim.evidence import Estimate
 from moesim.network.curves import collective_s
 from moesim.network.exchanges.base import FAMILY, Load, Rates, exchanges
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 
 
 @exchanges.register("pairwise")
@@ -19,6 +20,7 @@ class Pairwise:
     """A message to every peer; inside a domain from the measured curve of NCCL."""
 
     is_usual: ClassVar[bool] = True
+    deduplicates: ClassVar[Deduplication] = "rank"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
         """Busiest port of the slowest link class, and a start for every peer."""

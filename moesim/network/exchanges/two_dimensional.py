@@ -10,6 +10,7 @@ from pydantic import Field
 from moesim.evidence import Estimate
 from moesim.network.exchanges.base import FAMILY, Load, Rates, exchanges
 from moesim.network.fabric import Fabric
+from moesim.network.traffic import Deduplication
 from moesim.units import TB
 
 STRIDE_COPIES = 2
@@ -32,6 +33,7 @@ class TwoDimensional:
     """
 
     is_usual: ClassVar[bool] = False
+    deduplicates: ClassVar[Deduplication] = "rank"
 
     copy_bytes_per_s: Annotated[float, Field(gt=0)] = 0.6 * TB
 
