@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moesim.cli.output import JSON_OPTION, emit_json, metric_rows, note, table
+from moesim.cli.run_command import DEVICE_OPTION, FROM_OPTION, VERSION_OPTION, resolved_from
 from moesim.errors import InputError, Problem
 from moesim.units import fmt_bytes, fmt_seconds, fmt_si
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from moesim.scenario.run import AnyOutcome
 
 ScenarioArgument = Annotated[str, typer.Argument(help="Scenario file, or the name of a shipped one.")]
+OptionalScenario = Annotated[
+    str | None, typer.Argument(help="Scenario file, or the name of a shipped one; or use --from.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Override a field of the resolved scenario; repeats."),
@@ -25,9 +29,12 @@ SeedOption = Annotated[int | None, typer.Option(help="Short for --set seed=N.")]
 
 
 def command(  # noqa: PLR0917 - options of the command line
-    scenario: ScenarioArgument,
+    scenario: OptionalScenario = None,
     sets: SetOption = None,
     json: bool = JSON_OPTION,
+    launch: Annotated[str | None, FROM_OPTION] = None,
+    device: Annotated[str | None, DEVICE_OPTION] = None,
+    engine_version: Annotated[str, VERSION_OPTION] = "",
     out: Annotated[
         Path | None, typer.Option(help="Write run.json, report, figures and timeline here.")
     ] = None,
@@ -45,13 +52,12 @@ def command(  # noqa: PLR0917 - options of the command line
     from time import perf_counter  # noqa: PLC0415
 
     from moesim.files import write_json  # noqa: PLC0415
-    from moesim.scenario.resolve import resolve  # noqa: PLC0415
     from moesim.scenario.run import run  # noqa: PLC0415
 
     if out is not None and not force and (out / "run.json").exists():
         raise InputError([Problem("--out", f"{out} holds a run already; accepted: a new folder, or --force")])
     started = perf_counter()
-    resolved = resolve(scenario, overrides(sets, seed))
+    resolved = resolved_from(scenario, launch, device, engine_version, overrides(sets, seed))
     if dry_run:
         dry(resolved, json=json)
         return

@@ -15,13 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from moesim.evidence import rng_for
 from moesim.files import read_tree, validated
 from moesim.serving.deployment import Deployment
-from moesim.serving.engine import Engine
-from moesim.serving.iterations import Exact
-from moesim.serving.memo import Memo
-from moesim.serving.policies import batching_policies, routers
+from moesim.serving.instances import engine_of, iterations_of
+from moesim.serving.policies import routers
 from moesim.serving.service import InstanceSpec, Role, Transfer
 from moesim.serving.service import Service as Simulated
-from moesim.serving.step_times import StepShape, StepTimes
 from moesim.serving.workload import Workload
 from moesim.units import PS_PER_S
 from moesim.validate.serving_points import Point
@@ -31,7 +28,6 @@ CONVENTIONS = Path(__file__).parent / "serving_conventions.yaml"
 MOST_REQUESTS = 400
 """More requests than this tell nothing more: waves after the first are alike."""
 LEAST_WAVES = 2
-SLACK = 2.0
 
 
 class Rule(BaseModel):
@@ -108,18 +104,7 @@ def play(point: Point, service: Service) -> Played:
             (service.decode, service.num_decode, "decode"),
         ]
     longest = point.input_tokens + point.output_tokens
-    specs = [
-        spec
-        for deployment, count, role in roles
-        for spec in instances_of(
-            deployment,
-            count,
-            role,
-            most_sequences=clients,
-            longest=longest,
-            prompt_tokens=point.input_tokens,
-        )
-    ]
+    specs = [spec for place in roles for spec in instances_of(*place, longest=longest)]
     simulated = Simulated(
         workload, specs, routers.build("least_loaded", {}, field="router"), transfer=_transfer(service)
     )
@@ -149,52 +134,11 @@ def _lengths(point: Point, shortest: float, count: int) -> tuple[NDArray[np.int6
     return prompt, answer
 
 
-def instances_of(
-    deployment: Deployment,
-    count: int,
-    role: Role,
-    *,
-    most_sequences: int,
-    longest: int,
-    prompt_tokens: float,
-) -> list[InstanceSpec]:
-    """Instances of a deployment for the clock.
-
-    Parameters
-    ----------
-    deployment : Deployment
-    count : int
-        How many.
-    role : str
-        What each does.
-    most_sequences, longest : int
-        Sequences that meet, and tokens of the longest: what step times are tabulated for.
-    prompt_tokens : float
-        Of a typical request: its way to the scheduler takes longer with more. [tokens]
-    """
-    profile, host = deployment.profile, deployment.profile.host
-    tokens = deployment.cache_tokens()
-    engine = Engine(
-        num_blocks=tokens // profile.block_tokens,
-        block_tokens=profile.block_tokens,
-        max_num_batched_tokens=deployment.token_budget,
-        max_num_seqs=deployment.sequence_limit,
-        chunked_prefill=profile.chunked_prefill,
-        batching=batching_policies.build(profile.batching, {}, field="batching"),
-        async_scheduling=profile.async_scheduling,
-        reserve_whole=profile.reserve_whole,
-        frontend_s=host.request_s + host.request_token_s * prompt_tokens,
-    )
-    times: StepTimes = deployment.step_times()
-    if deployment.drafts:
-        times = _PerToken(times, deployment.tokens_per_step)
-    memo = Memo(
-        Exact(times, engine, 1.0 + deployment.drafts),
-        max_tokens=deployment.token_budget,
-        max_decodes=max(most_sequences, 2),
-        max_context=int(SLACK * longest),
-    )
-    return [InstanceSpec(engine, memo, deployment.plan.attention_dp, role) for _ in range(count)]
+def instances_of(deployment: Deployment, count: int, role: Role, *, longest: int) -> list[InstanceSpec]:
+    """Instances of a deployment for the clock; ``longest`` sequence that they meet. [tokens]"""
+    engine = engine_of(deployment, {})
+    prices = iterations_of(deployment, engine, how="memo", longest=longest)
+    return [InstanceSpec(engine, prices, deployment.plan.attention_dp, role) for _ in range(count)]
 
 
 def _transfer(service: Service) -> Transfer:
@@ -205,25 +149,3 @@ def _transfer(service: Service) -> Transfer:
         return Transfer()
     rate = fabric.scale_up_bytes_per_s if deployment.cluster.num_domains == 1 else fabric.nic_rate
     return Transfer(fabric.scale_out_latency_s, deployment.cache_bytes_per_token() / rate)
-
-
-@dataclass(frozen=True)
-class _PerToken:
-    """Step times of a speculating engine as of one that gains a token a step at the same pace."""
-
-    times: StepTimes
-    gain: float
-
-    @property
-    def num_ranks(self) -> int:
-        return self.times.num_ranks
-
-    def seconds(self, shapes: StepShape) -> NDArray[np.float64]:
-        return self._shared(self.times.seconds(shapes), shapes)
-
-    def overhead(self, shapes: StepShape) -> NDArray[np.float64]:
-        return self._shared(self.times.overhead(shapes), shapes)
-
-    def _shared(self, seconds: NDArray[np.float64], shapes: StepShape) -> NDArray[np.float64]:
-        decodes_only = ~(shapes.prefill_tokens > 0).any(axis=1)
-        return np.where(decodes_only, seconds / self.gain, seconds)

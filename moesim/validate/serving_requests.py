@@ -166,8 +166,7 @@ def replay(requests: Requests, device: str) -> RequestErrors:
     deployment, count = deployment_of(requests.meta, device)
     workload = Workload.of(requests.arrival_s, requests.input_tokens, requests.output_tokens)
     longest = int((requests.input_tokens + requests.output_tokens).max())
-    most = int(requests.meta["engine_kwargs"].get("max_num_seqs") or deployment.sequence_limit)
-    specs = instances_of(deployment, count, "both", most_sequences=most, longest=longest, prompt_tokens=0)
+    specs = instances_of(deployment, count, "both", longest=longest)
     measures = Simulated(workload, specs, routers.build("least_loaded", {}, field="router")).run()
     arrival, first, last = (
         np.asarray(column, dtype=np.float64) / PS_PER_S

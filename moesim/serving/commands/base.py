@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from moesim.errors import InputError, Problem, did_you_mean
 from moesim.registry import Registry
+from moesim.units import KB, KIB
 
 Convert = Callable[[str], Any]
 
@@ -119,7 +120,7 @@ def whole(text: str) -> int:
     if match is None:
         message = "a whole number"
         raise ValueError(message)
-    return int(match[1]) * (2**10 if match[2] == "K" else 10**3 if match[2] else 1)
+    return int(match[1]) * {"": 1, "k": int(KB), "K": KIB}[match[2]]
 
 
 def fraction(text: str) -> float:

@@ -58,7 +58,7 @@ def rows(tmp_path_factory):
 
 def test_milliseconds_of_the_file_become_seconds(tmp_path):
     point = read_points(write(tmp_path / "p.csv", [ROW])).points[0]
-    assert (point.ttft_s, point.tpot_s, point.devices) == (0.0405, 0.0065, 1)
+    assert (point.ttft_s, point.tpot_s, point.devices) == (pytest.approx(0.0405), pytest.approx(0.0065), 1)
     pools = read_points(write(tmp_path / "q.csv", [POOLS])).points[0]
     assert (pools.devices, pools.decode.batch) == (4, 8)
 
