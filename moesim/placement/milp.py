@@ -1,4 +1,4 @@
-"""Mixed-integer programs through PuLP on HiGHS: the only place that knows either.
+"""Mixed-integer programs through PuLP on HiGHS, or on CBC where HiGHS is missing.
 
 HiGHS runs in this process with one thread and a fixed seed. Its effort is limited first by
 branch-and-bound nodes, which gives the same answer on every machine, and only then by time.
@@ -6,12 +6,15 @@ branch-and-bound nodes, which gives the same answer on every machine, and only t
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+
+from moesim.placement.cbc import minimise_with_cbc
 
 SOLVER_TOLERANCE = 2e-6
 """Relative amount by which a solution within HiGHS's tolerances (1e-6) may undercut the truth."""
@@ -78,6 +81,12 @@ def total(terms: Any) -> Any:
     return pulp.LpAffineExpression(terms)
 
 
+@cache
+def has_highs() -> bool:
+    """Whether HiGHS is installed; without it CBC, which PuLP brings along, does the work."""
+    return importlib.util.find_spec("highspy") is not None
+
+
 def minimise(model: Any, limits: Limits, start: Mapping[str, float] | None = None) -> Outcome:
     """Outcome of a model, from a feasible ``start`` where one is known; prints nothing.
 
@@ -90,6 +99,15 @@ def minimise(model: Any, limits: Limits, start: Mapping[str, float] | None = Non
     start : mapping of name to float, optional
         Value of every variable of a feasible solution.
     """
+    if not has_highs():
+        values, bound, end = minimise_with_cbc(
+            model,
+            time_limit_s=limits.time_limit_s,
+            max_nodes=limits.max_nodes,
+            gap_fraction=limits.gap_fraction,
+            start=start,
+        )
+        return Outcome(values, bound, end)
     _silence_greeting()
     solver = _solver_class()(
         msg=False,

@@ -76,11 +76,11 @@ class Affinity:
 
 def kept_share(problem: Problem, transitions: Floats, placement: Placement) -> Own:
     """Share of next-layer pairs on one rank beside what the spectral bound allows."""
-    total = max(float(transitions.sum()), 1e-300)
+    total = float(transitions.sum())
     has_bound = problem.num_replicas == 0 and problem.num_experts % problem.num_ranks == 0
     bound = None
     if has_bound and problem.rank_slots is None:
-        bound = float(spectral_bound(transitions, problem.num_ranks).sum()) / total
+        bound = float(spectral_bound(transitions, problem.num_ranks).sum()) / total if total > 0 else 1.0
     return Own(
         "same_rank_share",
         "fraction",
