@@ -97,19 +97,22 @@ class Memo:
             most, fill, sums = decodes, 1.0, contexts
         else:
             ranks = np.asarray(decodes)
-            most, fill = int(ranks.max()), float(ranks.sum() / (ranks.size * max(int(ranks.max()), 1)))
+            most = int(ranks.max())
+            fill = int(ranks.sum()) / (ranks.size * max(most, 1))
             sums = contexts.max(axis=1)
         means = sums / most if most else np.zeros(len(sums))
         axis = self._axes[3]
-        places = np.minimum(np.searchsorted(axis, means, side="right") - 1, len(axis) - 2)
+        # contexts only grow in a run, so that each cell is one stretch of it
+        first, last = (_place(axis, float(means[end])) for end in (0, -1))
+        cuts = np.searchsorted(means, axis[first + 1 : last + 1]).tolist()
         result = np.empty(len(means))
-        for place in np.unique(places):
-            rows = np.flatnonzero(places == place)
-            first = int(rows[0])
-            each = int(contexts[first]) if self.num_ranks == 1 else contexts[first]
-            cell, corners = self._decode_cell(most, float(means[first]), fill, decodes, each)
-            weights = self._weights((0.0, 0.0, most, means[rows], fill), cell)
-            result[rows] = _blend(corners, weights[2:])
+        for start, stop in zip([0, *cuts], [*cuts, len(means)], strict=True):
+            if start == stop:
+                continue
+            each = int(contexts[start]) if self.num_ranks == 1 else contexts[start]
+            cell, corners = self._decode_cell(most, float(means[start]), fill, decodes, each)
+            weights = self._weights((0.0, 0.0, most, means[start:stop], fill), cell)
+            result[start:stop] = _blend(corners, weights[2:])
         return result
 
     def error(self) -> MemoError:
@@ -135,15 +138,15 @@ class Memo:
         ranks, sums = np.asarray(decodes), np.asarray(contexts)
         most = int(ranks.max())
         context = int(sums.max()) / most if most else 0.0
-        each = np.asarray(prefill.tokens) + ranks
-        tokens = int(np.max(prefill.tokens))
-        fill = float(each.sum() / (ranks.size * max(int(each.max()), 1)))
-        if tokens == 0:
+        if prefill is NOTHING:
+            fill = int(ranks.sum()) / (ranks.size * max(most, 1))
             return self._decode(most, context, fill, decodes, contexts)
-        attended = np.max(prefill.context_products + 0.5 * np.asarray(prefill.squares))
-        return self._mixed(
-            (tokens, float(attended) / tokens, most, context, fill), (prefill, decodes, contexts)
-        )
+        new = np.asarray(prefill.tokens)
+        each = new + ranks
+        tokens = int(new.max())
+        fill = int(each.sum()) / (ranks.size * max(int(each.max()), 1))
+        attended = float((prefill.context_products + 0.5 * np.asarray(prefill.squares)).max())
+        return self._mixed((tokens, attended / tokens, most, context, fill), (prefill, decodes, contexts))
 
     def _decode(self, most: int, context: float, fill: float, decodes: PerRank, contexts: PerRank) -> float:
         cell, corners = self._decode_cell(most, context, fill, decodes, contexts)

@@ -12,7 +12,7 @@ from moesim.units import PS_PER_S
 
 LONGEST_RUN = 4096
 FEW = 12
-"""Runs up to this length are priced one by one: cheaper than a pass of numpy."""
+"""Runs up to this length are priced one by one on a single rank: cheaper than a pass of numpy."""
 
 Chunks = Iterable[tuple[int, int, int]]
 """Rank, new tokens and tokens cached before them, of each prompt in an iteration."""
@@ -51,7 +51,7 @@ class Pricer:
         """Ends of up to ``most`` decode iterations, few more than are needed to reach ``until_ps``. [ps]"""
         decodes, contexts = batch
         end, ends = now_ps, []
-        for _ in range(min(most, FEW)):
+        for _ in range(min(most, FEW if self.num_ranks == 1 else 1)):
             end += self._picoseconds(self.iterations.one(NOTHING, decodes, contexts))
             ends.append(end)
             if end >= until_ps:
@@ -81,6 +81,8 @@ class Pricer:
                 count += 1
             return Prefill(tokens, products, squares, count)
         sums: NDArray[np.int64] = np.zeros((4, self.num_ranks), dtype=np.int64)
+        found = False
         for index, chunk, before in chunks:
             sums[:, index] += (chunk, chunk * before, chunk * chunk, 1)
-        return Prefill(*sums)
+            found = True
+        return Prefill(*sums) if found else NOTHING

@@ -132,7 +132,7 @@ def play(make, setting):
     return service, service.run()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(services())
 def test_lazy_is_naive(setting):
     service, lazy = play(Instance, setting)
@@ -154,7 +154,7 @@ def test_lazy_is_naive(setting):
     assert lazy.gaps.weights == naive.gaps.weights
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(services())
 def test_nothing_is_lost_or_made_up(setting):
     flow, specs, _, changes = setting
