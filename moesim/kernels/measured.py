@@ -48,7 +48,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "reduce_scatter": _COLLECTIVE,
     "all_to_all": _COLLECTIVE,
     "layer": _WHOLE,
-    "step": _WHOLE,
+    "step": (*_WHOLE, "expert_tokens"),
 }
 """Feature columns of each family; shapes are those that one rank computes.
 
@@ -58,14 +58,15 @@ FAMILIES: dict[str, tuple[str, ...]] = {
 ``width`` is the local inner width, ``gated`` 0 or 1. Attention: ``context_tokens`` are cached before
 the step; ``window`` is 0 without one; absorbed MLA decode has one key/value head. ``router`` includes
 the choice of experts. ``copy``: ``direction`` of ``h2d``, ``d2h``, ``d2d``, ``host`` or ``ssd``.
-``layer`` and ``step`` are whole-model times: compared with predictions, never fitted.
+``layer`` and ``step`` are whole-model times: compared with predictions, never fitted; ``expert_tokens``
+are the tokens that each expert got, ``5 0 3|2 2 4`` for two layers of three experts.
 """
 
 IN_EXPERT_ORDER = frozenset({"torch_grouped_mm"})
 """Sources of family ``moe`` timed on rows that are in expert order already; all others gather the rows
 and add the results up themselves, as the fused kernels of engines and the loops of libraries do."""
 
-TEXT_COLUMNS = frozenset({"source", "dtype", "direction", "model", "phase"})
+TEXT_COLUMNS = frozenset({"source", "dtype", "direction", "model", "phase", "expert_tokens"})
 KEY_COLUMNS = ("source", "dtype")
 TIME_COLUMNS = ("seconds", "spread_fraction", "repeats")
 

@@ -12,6 +12,7 @@ from moesim.evidence import rng_for
 from moesim.hardware.schema import Device
 from moesim.kernels.fit.optimise import FIT_ROWS, Solution, fit_rows, form_parts, subsample
 from moesim.kernels.forms.correction import (
+    NODES,
     SIDE,
     TIME,
     Coordinates,
@@ -39,6 +40,8 @@ FAR = 0.3
 
 LEAST_ROWS = 40
 MOST_ROWS = 3000
+ROWS_OF_COEFFICIENT = 3
+"""With fewer rows a coefficient than this, coordinates enter one by one, without their products."""
 
 LEAST_GAIN = 0.03
 """Fraction of the mean error that a correction must take away to be kept."""
@@ -101,6 +104,8 @@ def fit_correction(
     if table.num_rows < LEAST_ROWS or not ranges:
         return Corrected(None, residuals)
     matrix = basis(ranges, found)
+    if table.num_rows < ROWS_OF_COEFFICIENT * matrix.shape[1]:
+        matrix = matrix[:, : 1 + NODES * len(ranges)]  # without products
     folds = _folds(table, shape_names)
     plain = _cost(residuals)
     best, left = None, residuals

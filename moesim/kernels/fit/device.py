@@ -120,6 +120,7 @@ def slow_kernels(fits: Iterable[Fit], samples: Iterable[MeasuredTable], device: 
     """Kernels (``"family/dtype/source"``) typically :data:`SLOW` times as slow as the fastest usable one.
 
     All sources of a family and datatype are predicted on the same rows: some of each one's own table.
+    Families without shapes are left out: their sources are different operations, not alternatives.
     """
     rows: dict[tuple[str, str], list[MeasuredTable]] = {}
     for sample in samples:
@@ -133,7 +134,7 @@ def slow_kernels(fits: Iterable[Fit], samples: Iterable[MeasuredTable], device: 
             own[fit.source] = np.log(np.concatenate(parts))
     slow = set()
     for (family, dtype, _), times in logs.items():
-        if len(times) < 2:
+        if len(times) < 2 or not FORMS[family].shape_columns:
             continue
         fastest = np.min(list(times.values()), axis=0)
         slow |= {

@@ -116,7 +116,7 @@ def basis(ranges: Ranges, found: Coordinates) -> NDArray[np.float64]:
 
 
 def from_coefficients(ranges: Ranges, values: NDArray[np.float64]) -> Correction:
-    """Correction of a solution for :func:`basis`."""
+    """Correction of a solution for :func:`basis`, or for its columns before the pairs."""
     names = list(ranges)
     numbers = [round(float(value), DECIMALS) for value in values]
     rest = numbers[1 + len(names) * NODES :]
@@ -126,6 +126,6 @@ def from_coefficients(ranges: Ranges, values: NDArray[np.float64]) -> Correction
         {n: tuple(numbers[1 + i * NODES : 1 + (i + 1) * NODES]) for i, n in enumerate(names)},
         {
             f"{left} {right}": tuple(rest[4 * i : 4 * i + 4])
-            for i, (left, right) in enumerate(combinations(names, 2))
+            for i, (left, right) in enumerate(combinations(names, 2) if rest else ())
         },
     )

@@ -80,6 +80,8 @@ def measure_models(
                 path = file_of(folder, facts["date"], family)
                 start(path, family, facts)
                 values = [source, dtype, *words.values(), *(str(v) for v in shape.values())]
+                if family == "step":
+                    values.append(expert_tokens(model, sequences, tokens, context, device))
                 add_row(path, values, timing)
                 written[path] = None
     return list(written)
@@ -135,6 +137,34 @@ def _rows(model: Any, device: str) -> Iterator[Row]:
             time = partial(_block, model, block, implementation, tokens, device)
             yield "layer", f"transformers_{implementation}", "moe_block", 1, tokens, 0, time
     choose_experts(model, "eager")
+
+
+def expert_tokens(model: Any, sequences: int, tokens: int, context: int, device: str) -> str:
+    """Tokens of each expert in a step of this shape, ``5 0 3|2 2 4``: random ids, as those timed."""
+    import torch
+
+    counts: dict[str, str] = {}
+
+    def seen(name: str, experts: Any, given: tuple[Any, ...]) -> None:
+        chosen = next((x for x in given if torch.is_tensor(x) and not x.is_floating_point()), None)
+        if chosen is not None:
+            found = torch.bincount(chosen.flatten().cpu(), minlength=experts.num_experts)
+            counts[name] = " ".join(map(str, found.tolist()))
+
+    hooks = [
+        module.register_forward_pre_hook(partial(seen, name))
+        for name, module in model.named_modules()
+        if name.endswith(".experts") and hasattr(module, "num_experts")
+    ]
+    try:
+        ids = torch.randint(0, model.config.vocab_size, (sequences, context or tokens), device=device)
+        cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        if context:
+            model(ids[:, :tokens], past_key_values=cache, use_cache=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return "|".join(counts.values())
 
 
 def _block(model: Any, block: Any, implementation: str, tokens: int, device: str) -> Timing:

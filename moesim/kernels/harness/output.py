@@ -45,10 +45,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "reduce_scatter": ("num_ranks", "payload_bytes"),
     "all_to_all": ("num_ranks", "payload_bytes"),
     "layer": ("model", "phase", "num_sequences", "query_tokens", "context_tokens"),
-    "step": ("model", "phase", "num_sequences", "query_tokens", "context_tokens"),
+    "step": ("model", "phase", "num_sequences", "query_tokens", "context_tokens", "expert_tokens"),
 }
 """Feature columns of each family, as the readers of these files know them."""
-WORDS = frozenset({"direction", "model", "phase"})
+WORDS = frozenset({"direction", "model", "phase", "expert_tokens"})
+OBSERVED = frozenset({"expert_tokens"})
+"""Columns that are no part of a case's key: what was found when it was measured."""
 KEYS = ("source", "dtype")
 TIMES = ("seconds", "spread_fraction", "repeats")
 
@@ -68,6 +70,7 @@ def done(folder: Path) -> set[tuple[str, ...]]:
             names = sorted(set(row) - {*KEYS, *TIMES})
             if family not in FAMILIES or set(names) != set(FAMILIES[family]) or None in row.values():
                 continue  # another program's file, or a line cut short
+            names = [name for name in names if name not in OBSERVED]
             words = tuple(f"{name}={row[name]}" for name in names if name in WORDS)
             numbers = tuple(f"{name}={float(row[name]):g}" for name in names if name not in WORDS)
             keys.add((family, row["source"], row["dtype"], *words, *numbers))

@@ -35,7 +35,7 @@ def test_round_trip_and_append(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_round_trips(tmp_path, family):
-    text = {"direction": "h2d", "model": "tiny", "phase": "decode"}
+    text = {"direction": "h2d", "model": "tiny", "phase": "decode", "expert_tokens": "3 1|2 2"}
     columns = {
         name: np.array([text[name]] * 2) if name in text else np.array([3.0, 5.0])
         for name in FAMILIES[family]
