@@ -30,6 +30,7 @@ class Pricer:
     def __init__(self, iterations: Iterations, num_ranks: int) -> None:
         self.iterations, self.num_ranks = iterations, num_ranks
         self.slowdown = 1.0
+        self._each_ps = 0
         self._nobody: PerRank = 0 if num_ranks == 1 else np.zeros(num_ranks, dtype=np.int64)
 
     def step_ps(self, chunks: Chunks, batch: tuple[PerRank, PerRank] | None, extra_s: float = 0.0) -> int:
@@ -51,13 +52,14 @@ class Pricer:
         """Ends of up to ``most`` decode iterations, few more than are needed to reach ``until_ps``. [ps]"""
         decodes, contexts = batch
         end, ends = now_ps, []
-        for _ in range(min(most, FEW if self.num_ranks == 1 else 1)):
+        few = FEW if self.num_ranks == 1 or not self._each_ps else 0
+        for _ in range(min(most, few)):
             end += self._picoseconds(self.iterations.one(NOTHING, decodes, contexts))
             ends.append(end)
             if end >= until_ps:
                 return ends
             contexts = contexts + decodes
-        each = (end - now_ps) // len(ends)
+        each = (end - now_ps) // len(ends) if ends else self._each_ps
         longest = max(LONGEST_RUN // self.num_ranks, FEW)
         left = min(most - len(ends), (until_ps - end) // max(each, 1) + 1, longest)
         if left > 0:
@@ -65,6 +67,7 @@ class Pricer:
             sums = np.asarray(grown + contexts, dtype=np.int64)
             seconds = self.iterations.run(decodes, sums) * self.slowdown
             each_ps = np.maximum(np.rint(seconds * PS_PER_S).astype(np.int64), 1)
+            self._each_ps = int(each_ps[-1])
             ends += (np.cumsum(each_ps) + end).tolist()
         return ends
 
