@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.engine.durations import part_ps
 from moesim.engine.program import Part
 from moesim.evidence import Estimate
+from moesim.units import PS_PER_S
 
 Times = Callable[[NDArray[np.int64]], NDArray[np.float64]]
 """Seconds of one expert by its tokens: ``(experts,)`` to ``(experts,)``."""
@@ -85,4 +85,5 @@ class Costs:
 
 def parts_ps(parts: Sequence[Part]) -> int:
     """Length of a list of parts, each rounded as the engine rounds it. [ps]"""
-    return sum(int(part_ps(part)[0, 0]) for part in parts)
+    # half to even like the engine's own rounding of arrays
+    return sum(round(float(part.estimate.seconds) * PS_PER_S) for part in parts)

@@ -39,13 +39,13 @@ HIT_TOLERANCE = 5.0
 def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
     """Order of the models from skew alone; their SRP where it is asked for; hit rates of caches."""
     data = published("local_routing").data
-    base = read_parameters(find(LIKE, "traces", field="like", suffixes=(".json",)))
+    base = base_parameters()
     alone, given, caches = [], [], []
     segment = data["segment_tokens"]
     for row in data["models"]:
         if progress is not None:
             progress(row["name"])
-        skewed = _skewed(base, row, data["request_tokens"], seed)
+        skewed = skewed(base, row, data["request_tokens"], seed)
         alone.append(100 * segment_routing_performance(trace_of(skewed, TOKENS, seed), segment)[1])
         asked = with_consistency(skewed, row["srp"] / 100, TOKENS, seed, segment_tokens=segment)
         trace = trace_of(asked, TOKENS, seed + 1)
@@ -91,9 +91,15 @@ def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
     return found
 
 
-def _skewed(
+def base_parameters() -> MatchedParameters:
+    """Parameters of the recording that every model is made from."""
+    return read_parameters(find(LIKE, "traces", field="like", suffixes=(".json",)))
+
+
+def skewed(
     base: MatchedParameters, row: Mapping[str, Any], request_tokens: int, seed: int
 ) -> MatchedParameters:
+    """Parameters of a published model: its shape and skew."""
     shape = (LAYERS, row["experts"], row["top_k"])
     rng = rng_for(seed, f"validate/{row['name']}")
     return with_skew(base, shape, row["deviation"] / 100, rng, request_tokens=request_tokens)

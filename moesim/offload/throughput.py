@@ -1,0 +1,183 @@
+"""Throughput-oriented offload: all weights stream past the device once a pass, under large batches.
+
+Pure formulas of named quantities: module-wise batching with a buffer of two layers (FlexGen, MoE-Gen,
+MoE-Lightning), overlapped prefill and decode with attention on the CPU (MoE-Lens), a ring of resident
+sections (SE-MoE), tasks grouped by model (Symbolic-MoE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedLayer:
+    """What one layer of a streamed pass takes on each resource, all of which run at once.
+
+    Attributes
+    ----------
+    link_s : float
+        Its weights over the link. [s]
+    device_s : float
+        Its products on the device, for all micro-batches. [s]
+    cpu_s : float
+        Attention over keys and values in host memory. [s]
+    """
+
+    link_s: float
+    device_s: float
+    cpu_s: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """With two layers' buffers the slowest resource sets the pace. [s]"""
+        return max(self.link_s, self.device_s, self.cpu_s)
+
+
+def streamed_layer(
+    *,
+    weight_bytes: float,
+    resident_fraction: float,
+    link_bytes_per_s: float,
+    flops: float,
+    flops_per_s: float,
+    kv_bytes: float = 0.0,
+    host_bytes_per_s: float = float("inf"),
+) -> StreamedLayer:
+    """Times of one layer.
+
+    Parameters
+    ----------
+    weight_bytes, resident_fraction : float
+        Weights of the layer, and the share that stays on the device. [bytes], [-]
+    link_bytes_per_s : float
+        Host to device. [bytes/s]
+    flops, flops_per_s : float
+        Work of all micro-batches on the device. [FLOP], [FLOP/s]
+    kv_bytes, host_bytes_per_s : float
+        Keys and values of all sequences, read by the CPU at what the link leaves of host memory. The
+        link reads the weights from the same memory. [bytes], [bytes/s]
+    """
+    moved = weight_bytes * (1 - resident_fraction)
+    link_s = moved / link_bytes_per_s
+    # the memory serves both; the CPU gets what the copies leave while they last
+    cpu_s = (kv_bytes + (moved if kv_bytes else 0.0)) / host_bytes_per_s
+    return StreamedLayer(link_s, flops / flops_per_s, cpu_s)
+
+
+def generation_tokens_per_s(*, sequences: float, generated: int, pass_s: float) -> float:
+    """Output rate where the first token comes from prefill, which is not counted: MoE-Lightning's figure."""
+    return sequences * generated / ((generated - 1) * pass_s)
+
+
+def saturating_tokens(
+    *,
+    flops_per_s: float,
+    link_bytes_per_s: float,
+    num_experts: int,
+    top_k: int,
+    weight_bytes_each: float = 2.0,
+) -> float:
+    """Tokens of a pass at which the device takes as long as the link with all experts' weights. [tokens]
+
+    A weight of ``weight_bytes_each`` bytes serves ``2 k / E`` FLOP a token (MoE-Lens, stage 1).
+    """
+    return flops_per_s / link_bytes_per_s * num_experts / top_k * weight_bytes_each / 2
+
+
+def overlapped_tokens_per_s(
+    *,
+    prompt: float,
+    generated: float,
+    kv_capacity_tokens: float,
+    pass_s: float,
+    device_tokens_per_s: float,
+) -> float:
+    """Upper bound of generated tokens a second with prefill and decode mixed in one pass (MoE-Lens, stage 2).
+
+    Requests enter as others leave, so a request holds ``prompt + generated / 2`` tokens of the cache
+    on average; a pass advances each of them by one token and prefills those that enter.
+
+    Parameters
+    ----------
+    prompt, generated : float
+        Tokens of a request. [tokens]
+    kv_capacity_tokens : float
+        Tokens that the host's cache holds. [tokens]
+    pass_s : float
+        One pass of the weights over the link. [s]
+    device_tokens_per_s : float
+        Tokens, prompt or generated, that the device computes. [tokens/s]
+    """
+    requests = kv_capacity_tokens / (prompt + generated / 2)
+    share = (prompt + generated) / generated
+    return min(requests / pass_s, device_tokens_per_s / share)
+
+
+def separate_tokens_per_s(
+    *,
+    prompt: float,
+    generated: float,
+    kv_capacity_tokens: float,
+    pass_s: float,
+    device_tokens_per_s: float,
+) -> float:
+    """The same where a whole batch is prefilled, then decoded: every request reserves all its tokens."""
+    requests = kv_capacity_tokens / (prompt + generated)
+    prefill_s = max(pass_s, requests * prompt / device_tokens_per_s)
+    decode_s = generated * max(pass_s, requests / device_tokens_per_s)
+    return requests * generated / (prefill_s + decode_s)
+
+
+def ring_pass_s(*, sections: int, resident: int, compute_s: float, load_s: float) -> float:
+    """A pass over ``sections`` equal sections with ``resident`` slots in a ring (SE-MoE). [s]
+
+    Section ``i`` runs in slot ``i mod K``; when it is through, section ``i + K`` is loaded there. With
+    every section resident nothing is loaded.
+    """
+    if resident >= sections:
+        return sections * compute_s
+    done = [0.0] * sections
+    loaded_at = 0.0
+    now = 0.0
+    for section in range(2 * sections):
+        # the second round is the steady state: the slot was freed one ring earlier
+        freed = done[(section - resident) % sections] if section >= resident else 0.0
+        loaded_at = max(loaded_at, freed) + (load_s if section >= resident else 0.0)
+        start = max(now, loaded_at if section >= resident else 0.0)
+        now = start + compute_s
+        done[section % sections] = now
+        if section == sections - 1:
+            first_round = now
+    return now - first_round
+
+
+def ring_stalls(*, resident: int, compute_s: float, load_s: float) -> bool:
+    """Whether a section takes longer to load than the device computes meanwhile."""
+    return load_s > max(1, resident) * compute_s and load_s > compute_s
+
+
+def grouped_makespan_s(
+    choices: Sequence[Sequence[int]], *, load_s: float, run_s: float, num_devices: int = 1
+) -> float:
+    """Samples that each need some models, sorted by model: every used model is loaded once (Symbolic-MoE)."""
+    work: dict[int, int] = {}
+    for chosen in choices:
+        for model in chosen:
+            work[model] = work.get(model, 0) + 1
+    free = [0.0] * num_devices
+    for _, uses in sorted(work.items(), key=lambda item: (-item[1], item[0])):
+        device = free.index(min(free))
+        free[device] += load_s + uses * run_s
+    return max(free)
+
+
+def sequential_makespan_s(choices: Sequence[Sequence[int]], *, load_s: float, run_s: float) -> float:
+    """The same sample by sample: a model is loaded whenever another one was there before."""
+    total, there = 0.0, -1
+    for chosen in choices:
+        for model in chosen:
+            total += run_s + (load_s if model != there else 0.0)
+            there = model
+    return total

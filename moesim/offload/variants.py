@@ -1,0 +1,91 @@
+"""What changes of experts cost: bits, width, number, zero-computation and skipped experts.
+
+Pure formulas beside :class:`~moesim.model.spec.MoeSpec`, whose fields (``expert_width``,
+``num_experts``, ``top_k``, ``mean_active_experts``) carry the same changes through every other room.
+"""
+
+from __future__ import annotations
+
+import math
+
+from moesim.model.spec import ModelSpec
+
+BITS_PER_BYTE = 8
+
+
+def expert_parameters(model: ModelSpec) -> int:
+    """Routed experts of all layers. [-]"""
+    return sum(
+        layer.moe.num_experts * layer.moe.expert_parameters(model.hidden_size)
+        for layer in model.layers
+        if layer.moe is not None
+    )
+
+
+def mixed_size_bytes(
+    *,
+    expert_parameters: float,
+    expert_bits: float,
+    other_parameters: float,
+    other_bits: float,
+    table_parameters: float = 0.0,
+    group: int = 0,
+    scale_bits: int = 16,
+) -> float:
+    """Stored size of a model with experts of a mean bit width. [bytes]
+
+    Parameters
+    ----------
+    expert_parameters, other_parameters, table_parameters : float
+        Routed experts; other projections; embedding and head, which stay in 16 bits. [-]
+    expert_bits, other_bits : float
+        Bits of an element. [bit]
+    group, scale_bits : int
+        Elements that share a scale (0: none), and its bits.
+    """
+    scale = scale_bits / group if group else 0.0
+    bits = expert_parameters * (expert_bits + scale) + other_parameters * (other_bits + scale)
+    return (bits + 16 * table_parameters) / BITS_PER_BYTE
+
+
+def true_expert_fraction(weight: float, ffn_experts: int, zero_experts: int) -> float:
+    """Share of assignments that go to feed-forward experts beside zero-computation ones (MoE++).
+
+    ``weight`` is that of a feed-forward expert in the balance loss, a zero-computation expert has 1.
+    """
+    return weight * ffn_experts / (weight * ffn_experts + zero_experts)
+
+
+def expert_forward_s(*, launch_s: float, num_experts: int, full_s: float, true_fraction: float) -> float:
+    """Expert time with a launch for each expert and work in proportion to true assignments. [s]
+
+    ``full_s`` is the time with every assignment true.
+    """
+    launches = launch_s * num_experts
+    return launches + (full_s - launches) * true_fraction
+
+
+def saved_fraction(*, mean_experts: float, top_k: float, expert_share: float) -> float:
+    """FLOPs saved when a token uses ``mean_experts`` instead of ``top_k`` (AdaMoE). [-]"""
+    return (1 - mean_experts / top_k) * expert_share
+
+
+def compressed_expert_bytes(*, rank: int, hidden: int, width: int, nonzero: float, bits: float) -> float:
+    """One matrix as low rank plus sparse, W = UV + S (MC-SMoE). [bytes]"""
+    return (rank * (hidden + width) + nonzero) * bits / BITS_PER_BYTE
+
+
+def latent_expert_flops(*, hidden: int, latent: int, width: int, top_k: int) -> float:
+    """FLOP of a token through shared projections to a latent space and ``top_k`` experts in it (MoLE)."""
+    return 2.0 * (2 * hidden * latent + top_k * 3 * latent * width)
+
+
+def row_gather_bytes(*, rows: int, value_width: int, layers: int, bytes_each: float) -> float:
+    """Bytes of memory layers that gather rows instead of computing experts (UltraMemV2). [bytes]"""
+    return rows * value_width * layers * bytes_each
+
+
+def product_key_parameters(*, num_experts: int, key_width: int) -> int:
+    """Parameters of scores over experts named by pairs of keys: two halves of sqrt(N) keys (Monet)."""
+    side = math.isqrt(num_experts)
+    return 2 * side * key_width

@@ -1,0 +1,1 @@
+"""Parts of the set of claims about offload."""

@@ -1,0 +1,100 @@
+"""Hit rates of published cache policies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from moesim.evidence import rng_for
+from moesim.memory.caches import cache_policies, replay
+from moesim.memory.demand import Demand, demand_of
+from moesim.traces.consistency import trace_of, with_consistency
+from moesim.validate.claims import Claim, Progress, published
+from moesim.validate.local_routing import CACHE_TOKENS, TOKENS, base_parameters, skewed
+
+Data = Mapping[str, Any]
+DRAWS = 20_000
+AHEAD = 2
+"""Ids that Read-ME's router names beforehand: those of the present and of the next token."""
+
+
+def hit_claims(data: Data, seed: int, progress: Progress) -> list[Claim]:
+    """Read-ME's table, and policies relative to the optimum."""
+    return [*_read_me(data["read_me"], seed), *_relative(data["relative_hits"], seed, progress)]
+
+
+def _read_me(given: Data, seed: int) -> list[Claim]:
+    """One id a token of the batches that its scheduler forms; the published rates are those of even draws."""
+    rng = rng_for(seed, "validate/read_me")
+    ids = rng.integers(given["experts"], size=(DRAWS, 1, 1)).astype(np.int32)
+    demand = Demand(given["experts"], ids, np.ones_like(ids), np.zeros(DRAWS, np.bool_))
+    policies = {
+        "random": cache_policies.build("random"),
+        "lru": cache_policies.build("lru"),
+        "belady": cache_policies.build("sch", {"segment": AHEAD}),
+    }
+    even = f"{given['experts']} experts, independent even draws"
+    notes = {"belady": f"{even}; it knows {AHEAD} ids, not the whole future"}
+    return [
+        Claim(
+            f"Read-ME hits of {name}, {row['slots']} slots",
+            given["source"],
+            "points",
+            row[name],
+            100 * replay(demand, policy, row["slots"], seed=seed).hit_fraction,
+            3.0,
+            absolute=True,
+            note=notes.get(name, even),
+        )
+        for row in given["rows"]
+        for name, policy in policies.items()
+    ]
+
+
+def _relative(given: Data, seed: int, progress: Progress) -> list[Claim]:
+    """Mean over the published models; the choices of a token are looked up and loaded one by one."""
+    hits: dict[tuple[int, str], list[float]] = {}
+    models = published("local_routing").data
+    base = base_parameters()
+    for model in models["models"]:
+        progress(f"hit rates, {model['name']}")
+        asked = with_consistency(
+            skewed(base, model, models["request_tokens"], seed),
+            model["srp"] / 100,
+            TOKENS,
+            seed,
+            segment_tokens=models["segment_tokens"],
+        )
+        demand = _one_by_one(demand_of(trace_of(asked, TOKENS, seed + 1).window(0, CACHE_TOKENS)))
+        for row in given["rows"]:
+            slots = min(model["experts"], row["ratio"] * model["top_k"])
+            best = replay(demand, cache_policies.build("belady"), slots).hit_fraction
+            for name in ("lru", "lfu", "sch"):
+                params = {"segment": given["segment"] * model["top_k"]} if name == "sch" else {}
+                found = replay(demand, cache_policies.build(name, params), slots, seed=seed).hit_fraction
+                hits.setdefault((row["ratio"], name), []).append(found / best)
+    return [
+        Claim(
+            f"{name.upper()} hits over the optimum's, cache of {row['ratio']} k",
+            given["source"],
+            "points",
+            row[name],
+            100 * float(np.mean(hits[row["ratio"], name])),
+            5.0,
+            absolute=True,
+            note="20 models of the published skew and consistency",
+        )
+        for row in given["rows"]
+        for name in ("lru", "lfu", "sch")
+    ]
+
+
+def _one_by_one(demand: Demand) -> Demand:
+    """Every choice of a token as a pass of its own."""
+    passes, layers, places = demand.ids.shape
+    ids = demand.ids.transpose(0, 2, 1).reshape(-1, layers, 1)
+    starts = np.zeros(passes * places, np.bool_)
+    return replace(demand, ids=ids, tokens=np.ones_like(ids), new_sequence=starts, weights=None)
