@@ -5,13 +5,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moesim.engine import Meet, Part, Program, durations_ps, events
 from moesim.errors import InputError
-from moesim.evidence import rng_for
+from moesim.evidence import Estimate, rng_for
 from moesim.hardware import load_cluster
 from moesim.network.all_to_all import uneven_all_to_all_s
 from moesim.network.collectives.group import all_gather, all_reduce, broadcast, chosen_all_reduce
 from moesim.network.collectives.sparse import sparse_all_gather_s, sparse_reduce_scatter_s, sparse_traffic
 from moesim.network.curves import collective_s
+from moesim.network.demand import demand_of_traffic
 from moesim.network.exchanges.base import Load, exchange, exchanges
 from moesim.network.fabric import Communication, Fabric
 from moesim.network.faults import Faults
@@ -20,6 +22,7 @@ from moesim.network.fit.monotone import fit_monotone, non_negative
 from moesim.network.fit_file import fitted_fabrics, network_fits
 from moesim.network.topology import Topology
 from moesim.network.traffic import routed_traffic
+from moesim.units import PS_PER_S
 
 SIZES = np.geomspace(256, 2**31, 240)
 
@@ -205,3 +208,27 @@ def test_fitters_find_what_made_the_data():
         np.array([100.0, 1000.0]),
     )
     np.testing.assert_allclose(found, [3.0, 50.0], rtol=1e-3)
+
+
+def test_gradients_and_a_dispatch_over_the_same_ports_slow_each_other():
+    """Two exchanges that each fill the NICs take twice as long together; inside the nodes nothing changes."""
+    topology = Topology.of(load_cluster("h200_x16"))
+    rank = np.arange(16)
+    remote = (rank[:, None] // 8 != rank // 8) * 1e8
+    local = ((rank[:, None] // 8 == rank // 8) & (rank[:, None] != rank)) * 1e8
+    group = np.zeros(16, dtype=np.int64)
+
+    def makespan(*exchanges):
+        streams = tuple(name for name, _ in exchanges)
+        instructions = []
+        for name, traffic in exchanges:
+            seconds = float(uneven_all_to_all_s(traffic, topology).max())
+            part = Part(name, "all_to_all", Estimate(seconds, "all_to_all", "assumed", 0.0))
+            demand = demand_of_traffic(topology, traffic, seconds)
+            instructions.append(Meet(name, group, (part,), demand=demand))
+        program = Program(16, streams, tuple(instructions))
+        return events.simulate(program, durations_ps(program)).makespan_ps / PS_PER_S
+
+    alone = makespan(("dispatch", remote))
+    assert makespan(("dispatch", remote), ("gradients", remote)) == pytest.approx(2 * alone, rel=0.01)
+    assert makespan(("dispatch", remote), ("gather", local)) == pytest.approx(alone, rel=1e-6)
