@@ -124,6 +124,25 @@ def nvlink_s(moved: Moved, p: Mapping[str, float]) -> Any:
     return (fixed ** p["join"] + moving ** p["join"]) ** (1 / p["join"])
 
 
+def queued_s(moved: Moved, p: Mapping[str, float]) -> Any:
+    r"""Copies put into a queue for each expert of the receiver, which empties them in turn (pplx-kernels).
+
+    Notes
+    -----
+    .. math:: t = a_0 + a_N \log_2 N + a_q C \tfrac{E}{n} + a_T T + a_n n T
+        + \tfrac{B_{nic}}{f_{nic} b_{nic}}
+
+    with :math:`C` copies a rank: few, large queues at few ranks, many messages at many.
+    """
+    sent = (moved.scale_up_bytes + moved.nic_bytes) / moved.row_bytes
+    copies = sent * moved.num_ranks / np.maximum(np.asarray(moved.num_ranks) - 1, 1)
+    fixed = p["base_s"] + p["domain_s"] * np.log2(moved.num_domains)
+    queues = p["queue_s"] * copies * moved.num_experts / moved.num_ranks
+    tokens = (p["token_s"] + p["peer_s"] * moved.num_ranks) * moved.tokens
+    by_nic = _over(moved.nic_bytes, p["nic_fraction"] * moved.nic_bytes_per_s)
+    return fixed + queues + tokens + by_nic
+
+
 def _over(amount: Any, rate: Any) -> Any:
     """Quotient, 0 where nothing is moved: a single node need not have a NIC."""
     return np.where(np.greater(amount, 0), np.asarray(amount) / np.where(np.greater(rate, 0), rate, 1.0), 0.0)
@@ -166,6 +185,17 @@ FORMS: dict[str, Form] = {
             "scale_up_fraction": (0.9, 0.01, 4.0),
             "rank_exponent": (1.1, 0.5, 2.0),
             "join": (1.0, 0.4, 8.0),
+        },
+    ),
+    "queued": Form(
+        queued_s,
+        {
+            "base_s": (60 * US, US, MS),
+            "domain_s": (5 * US, NS, 100 * US),
+            "queue_s": (30 * NS, NS / 10, US),
+            "token_s": (US / 2, NS / MEGA, 10 * US),
+            "nic_fraction": (0.9, 0.2, 2.0),
+            "peer_s": (1.6 * NS, NS / MEGA, US),
         },
     ),
 }

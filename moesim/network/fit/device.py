@@ -14,7 +14,7 @@ from moesim.hardware.schema import Node
 from moesim.network.fabric import local_link
 from moesim.network.fit.collectives import fit_collectives
 from moesim.network.fit.exchanges import fit_exchanges
-from moesim.network.fit.tables import Table, collective_tables, exchange_tables
+from moesim.network.fit.tables import Table, collective_tables, exchange_tables, published_tables
 from moesim.network.fit_file import ExchangeFit, NetworkFits
 
 NODES = {
@@ -91,7 +91,7 @@ def fit_measured(measured: Iterable[Any], node: Node) -> NetworkFits | None:
 def _exchanges(
     folder: Path, device: str, version: str, links: dict[str, float], note: Callable[[str], None]
 ) -> list[ExchangeFit]:
-    tables = exchange_tables(folder, device, version)
+    tables = exchange_tables(folder, device, version) + published_tables(device)
     return fit_exchanges(tables, links["scale_up_bytes_per_s"], links["nic_bytes_per_s"], note)
 
 

@@ -1,7 +1,7 @@
 """Parameters of the exchange forms from measured tables, with errors on rows that no parameter saw.
 
-Three tenths of the rows are fitted and the rest tested. Where several numbers of ranks were measured, each
-is also left out whole in turn.
+Three tenths of the rows are fitted and the rest tested; of a tiny table each row in turn. Where several
+numbers of ranks were measured, each is also left out whole in turn.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from moesim.network.forms import FORMS, Form, Moved
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-FORM_OF = {"nvlink_one_sided": "nvlink", "nvlink_two_sided": "nvlink"}
+FORM_OF = {"nvlink_one_sided": "nvlink", "nvlink_two_sided": "nvlink", "pplx": "queued"}
 """Form of a kernel that is not named as its form."""
 
 TRAIN_FRACTION = 0.3
 LEAST_ROWS = 60
 """Fitted at least, or half of a table that is small."""
+
+TINY_TABLE_ROWS = 20
+"""A smaller table is fitted as a whole, and tested leaving each row out."""
 
 MOST_ROWS = 500
 STARTS = 3
@@ -66,7 +69,10 @@ def _fit(table: Table, scale_up: float, nic: float) -> ExchangeFit:
     train = _train(table)
     parameters = _parameters(form, moved, table.seconds, train, table)
     error = _error(form, moved, table.seconds, parameters)
-    sigma = covering_sigma(np.abs(error[~train]))
+    tested = ~train
+    if table.num_rows < TINY_TABLE_ROWS:
+        error, tested = _each_left_out(form, moved, table), np.ones(table.num_rows, dtype=bool)
+    sigma = covering_sigma(np.abs(error[tested]))
     many = bool((table.columns["num_domains"] > 1).any())
     return ExchangeFit(
         kernel=table.family,
@@ -80,7 +86,7 @@ def _fit(table: Table, scale_up: float, nic: float) -> ExchangeFit:
         seen=_seen(table),
         num_rows=table.num_rows,
         num_fitted_rows=int(train.sum()),
-        held_out=Errors.of(error[~train], BAND_Z * sigma),
+        held_out=Errors.of(error[tested], BAND_Z * sigma),
         ranks_left_out=_left_out(form, moved, table, sigma),
         evidence="fitted: " + table.evidence,
     )
@@ -98,6 +104,8 @@ def _at(moved: Moved, own: Mask) -> Moved:
 
 def _train(table: Table) -> Mask:
     rows = table.num_rows
+    if rows < TINY_TABLE_ROWS:
+        return np.ones(rows, dtype=bool)
     count = min(max(int(round(TRAIN_FRACTION * rows)), min(LEAST_ROWS, rows // 2)), MOST_ROWS)
     name = f"calibration/network/{table.device}/{table.family}/{table.dtype}"
     train = np.zeros(rows, dtype=bool)
@@ -128,6 +136,16 @@ def _parameters(form: Form, moved: Moved, seconds: Floats, own: Mask, table: Tab
 
 def _error(form: Form, moved: Moved, seconds: Floats, parameters: Mapping[str, float]) -> Floats:
     return np.asarray(np.log(form.seconds(moved, parameters) / seconds))
+
+
+def _each_left_out(form: Form, moved: Moved, table: Table) -> Floats:
+    """Error of each row after fitting all others: of a table too small to be split."""
+    error = np.zeros(table.num_rows)
+    for row in range(table.num_rows):
+        own = np.arange(table.num_rows) != row
+        parameters = _parameters(form, moved, table.seconds, own, table)
+        error[row] = _error(form, moved, table.seconds, parameters)[row]
+    return error
 
 
 def _left_out(form: Form, moved: Moved, table: Table, sigma: float) -> dict[str, Errors]:

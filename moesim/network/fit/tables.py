@@ -18,7 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.files import find, listed, read_tree
 from moesim.units import MS, US
+
+PUBLISHED_ROOM = "calibration/published"
 
 Rows = Mapping[str, NDArray[Any]]
 Floats = NDArray[np.float64]
@@ -116,6 +119,36 @@ def exchange_tables(folder: Path, device: str, version: str) -> list[Table]:
                 many = bool((table.columns["num_domains"] > 1).any())
                 tables[table.family, table.source, table.dtype, many] = table
     return list(tables.values())
+
+
+def published_tables(device: str) -> list[Table]:
+    """Exchanges of a device whose times are printed, from ``calibration/published``."""
+    tables = []
+    for name in listed(PUBLISHED_ROOM, suffixes=(".yaml",)):
+        given = read_tree(find(name, PUBLISHED_ROOM)).data
+        if given["device"] != device:
+            continue
+        rows = [row for row in given["rows"] if row["ranks"] > given["ranks_per_domain"]]
+        ranks = np.array([row["ranks"] for row in rows], dtype=np.float64)
+        tokens = np.array([row["tokens"] for row in rows], dtype=np.float64)
+        domains = ranks / given["ranks_per_domain"]
+        for phase, size in given["element_bytes"].items():
+            row_bytes = np.full(len(rows), float(given["width"] * size))
+            copied = tokens * given["top_k"] * row_bytes
+            columns = {
+                "tokens": tokens,
+                "row_bytes": row_bytes,
+                "copies": tokens * given["top_k"],
+                "scale_up_bytes": copied * (1 / domains - 1 / ranks),
+                "nic_bytes": copied * (1 - 1 / domains),
+                "num_ranks": ranks,
+                "num_domains": domains,
+                "num_experts": np.full(len(rows), float(given["experts"])),
+                "sms": np.zeros(len(rows)),
+            }
+            seconds = np.array([row[f"{phase}_s"] for row in rows])
+            tables.append(Table(name, name, phase, device, columns, seconds, given["source"]))
+    return tables
 
 
 def _release(path: Path) -> tuple[str, list[int]]:
