@@ -71,6 +71,8 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "bytes_per_s": lambda v: fmt_si(v, "B/s"),
     "tokens": lambda v: f"{v:,.0f} tok",
     "tokens_per_s": lambda v: fmt_si(v, "tok/s"),
+    "requests_per_s": lambda v: fmt_si(v, "req/s"),
+    "per_s": lambda v: fmt_si(v, "/s"),
     "w": lambda v: fmt_si(v, "W"),
     "j": lambda v: fmt_si(v, "J"),
     "hz": lambda v: fmt_si(v, "Hz"),
@@ -84,7 +86,18 @@ def fmt_quantity(value: float, unit: str) -> str:
     return show(value) if show else f"{value:.4g} {unit}".rstrip()
 
 
-_SUFFIXES = ("tokens_per_s", "flops_per_s", "bytes_per_s", "bytes", "flops", "tokens", "fraction", "ratio")
+_SUFFIXES = (
+    "tokens_per_s",
+    "requests_per_s",
+    "flops_per_s",
+    "bytes_per_s",
+    "per_s",
+    "bytes",
+    "flops",
+    "tokens",
+    "fraction",
+    "ratio",
+)
 _SHORT_SUFFIXES = ("s", "w", "j", "hz", "usd", "mm2")
 
 

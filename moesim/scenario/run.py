@@ -50,8 +50,8 @@ def run(
 ) -> AnyOutcome:
     """Simulate a resolved scenario.
 
-    ``with_changes=False`` leaves out what only a report needs and costs whole runs (offload; bands of
-    serve). ``progress`` is called with the finished requests of a service now and then.
+    ``with_changes=False`` leaves out what only a report needs and costs whole runs (offload).
+    ``progress`` is called with the finished requests of a service now and then.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def run(
         The model does not fit.
     """
     if resolved.scenario.question == "serve":
-        return run_serving(resolved, progress=progress, with_bands=with_changes)
+        return run_serving(resolved, progress=progress)
     if resolved.scenario.question == "offload":
         return run_offload(resolved, with_changes=with_changes)
     return run_built(build(resolved))

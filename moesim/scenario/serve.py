@@ -44,9 +44,7 @@ class ServingOutcome:
         return vllm_document(built.workload, self.measures, _objectives(built), model=name)
 
 
-def run_serving(
-    resolved: Resolved, *, progress: Callable[[int], None] | None = None, with_bands: bool = True
-) -> ServingOutcome:
+def run_serving(resolved: Resolved, *, progress: Callable[[int], None] | None = None) -> ServingOutcome:
     """Play a serving scenario.
 
     Parameters
@@ -54,8 +52,6 @@ def run_serving(
     resolved : Resolved
     progress : callable, optional
         Called with the finished requests now and then.
-    with_bands : bool
-        Also play it under drawn errors of the step times.
 
     Raises
     ------
@@ -72,7 +68,7 @@ def run_serving(
     found |= _costs(built, measures, found)
     parts = [_share_rows(built, pool, measures) for pool in built.pools]
     sigma = _sigma(built, parts, errors)
-    bands = _bands(built, sigma) if with_bands else {}
+    bands = _bands(built, sigma)
     metrics = {name: Metric(value, unit, *bands.get(name, ())) for name, (value, unit) in found.items()}
     breakdown = parts[-1]
     result = Result(

@@ -283,7 +283,7 @@ class Instance:
         if len(self.ranks) == 1:
             rank = self.ranks[0]
             return rank.num_decodes, rank.context_base + rank.num_decodes * self._step
-        return self._decodes, self._bases + self._decodes * self._step
+        return self._decodes.copy(), self._bases + self._decodes * self._step
 
     def _priced(self, swapped: int, *, single: bool) -> list[int]:
         """Ends of the iterations that begin now. [ps]"""

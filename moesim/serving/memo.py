@@ -109,14 +109,15 @@ class Memo:
         for start, stop in zip([0, *cuts], [*cuts, len(means)], strict=True):
             if start == stop:
                 continue
-            each = int(contexts[start]) if self.num_ranks == 1 else contexts[start]
-            cell, corners = self._decode_cell(most, float(means[start]), fill, decodes, each)
+            cell, corners = self._decode_cell(most, float(means[start]), fill)
+            middle = contexts[(start + stop) // 2]
+            self._probes[cell] = (NOTHING, decodes, int(middle) if self.num_ranks == 1 else middle)
             weights = self._weights((0.0, 0.0, most, means[start:stop], fill), cell)
             result[start:stop] = _blend(corners, weights[2:])
         return result
 
     def error(self) -> MemoError:
-        """How far look-ups are off, measured on one shape of each cell that was used (at most 512)."""
+        """How far look-ups are off, measured on the last shape of each cell that was used (at most 512)."""
         probes = list(self._probes.values())
         chosen = probes[:: -(-len(probes) // PROBES)] if probes else []
         if not chosen:
@@ -149,12 +150,11 @@ class Memo:
         return self._mixed((tokens, attended / tokens, most, context, fill), (prefill, decodes, contexts))
 
     def _decode(self, most: int, context: float, fill: float, decodes: PerRank, contexts: PerRank) -> float:
-        cell, corners = self._decode_cell(most, context, fill, decodes, contexts)
+        cell, corners = self._decode_cell(most, context, fill)
+        self._probes[cell] = (NOTHING, decodes, contexts)
         return float(_blend(corners, self._weights((0.0, 0.0, most, context, fill), cell)[2:]))
 
-    def _decode_cell(
-        self, most: int, context: float, fill: float, decodes: PerRank, contexts: PerRank
-    ) -> tuple[Cell, Corners]:
+    def _decode_cell(self, most: int, context: float, fill: float) -> tuple[Cell, Corners]:
         axes = self._axes
         cell: Cell = (0, 0, _place(axes[2], most), _place(axes[3], context), _place(axes[4], fill))
         corners = self._decode_cells.get(cell)
@@ -162,7 +162,6 @@ class Memo:
             nodes = list(product((0,), (0,), *((i, i + 1) for i in cell[2:])))
             self._fill(nodes, cell, DECODE_TILE)
             corners = self._decode_cells[cell] = [self._values[node] for node in nodes]
-            self._probes[cell] = (NOTHING, decodes, contexts)
         return cell, corners
 
     def _mixed(self, point: Point, asked: tuple[Prefill, PerRank, PerRank]) -> float:
@@ -172,8 +171,8 @@ class Memo:
             nodes = list(product(*((i, i + 1) for i in cell)))
             self._fill(nodes, cell, TILE)
             corners = self._cells[cell] = [self._values[node] for node in nodes]
-            # mixed cells are kept apart from those of decodes alone
-            self._probes[(cell[0] + 1, *cell[1:])] = asked
+        # kept apart from the cells of decodes alone
+        self._probes[(cell[0] + 1, *cell[1:])] = asked
         return float(_blend(corners, self._weights(point, cell)))
 
     def _weights(self, point: Sequence[float | Floats], cell: Cell) -> list[float | Floats]:
