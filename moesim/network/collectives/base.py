@@ -50,8 +50,8 @@ class AllReduce(Protocol):
 
     is_usual: ClassVar[bool]
 
-    def seconds(self, payload_bytes: Seconds, group: Group) -> Seconds | None:
-        """Time on the links, ``(...)``, without the fixed start; None where it does not apply. [s]"""
+    def price(self, payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> Estimate | None:
+        """Time until every rank has the sum, ``(...)``; None where the algorithm does not apply."""
         ...
 
 
@@ -64,20 +64,16 @@ def start_s(num_ranks: int, fabric: Fabric, family: str) -> float:
     return efficiency.base_s + efficiency.per_peer_s * (num_ranks - 1) if num_ranks > 1 else 0.0
 
 
-def formula(name: str, payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> Estimate | None:
-    """All-reduce by the registered algorithm ``name``; None where it does not apply."""
-    group = Group.of(ranks, fabric, "all_reduce")
-    seconds = all_reduces.build(name, field="network.all_reduce").seconds(payload_bytes, group)
-    if seconds is None:
-        return None
-    return fabric.estimate(start_s(len(ranks), fabric, "all_reduce") + seconds, "all_reduce")
+def started(seconds: Seconds, group: Group, fabric: Fabric) -> Estimate:
+    """Estimate of an all-reduce from its time on the links: with the fixed start, of roofline grade."""
+    return fabric.estimate(start_s(group.num_ranks, fabric, "all_reduce") + seconds, "all_reduce")
 
 
 def usual_formulas(payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> dict[str, Estimate]:
     """Estimates of all algorithms that are in common use and apply."""
     offers = {}
     for name, kind in all_reduces.items():
-        found = formula(name, payload_bytes, ranks, fabric) if kind.is_usual else None
+        found = kind().price(payload_bytes, ranks, fabric) if kind.is_usual else None
         if found is not None:
             offers[name] = found
     return offers

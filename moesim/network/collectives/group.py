@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.evidence import Estimate, Seconds
-from moesim.network.collectives.base import Group, formula, start_s, unknown, usual_formulas
+from moesim.network.collectives.base import Group, all_reduces, start_s, unknown, usual_formulas
 from moesim.network.collectives.ring import ring_all_gather_s
 from moesim.network.collectives.tree import tree_broadcast_s
 from moesim.network.curves import collective_s
@@ -39,15 +39,13 @@ def chosen_all_reduce(
     measured = _measured("all_reduce", payload_bytes, ranks, fabric)
     if name == AUTO:
         usual = {k: v for k, v in measured.items() if not k.endswith(HOST_LAUNCHED)}
-        offers = usual or _between_domains(payload_bytes, ranks, fabric)
+        offers = usual or usual_formulas(payload_bytes, ranks, fabric)
         best = min(sorted(offers), key=lambda k: float(np.sum(offers[k].seconds)))
         return best, offers[best]
     if name in measured:
         return name, measured[name]
-    if name == "hierarchical":
-        found: Estimate | None = _hierarchical(payload_bytes, ranks, fabric)
-    else:
-        found = formula(name, payload_bytes, ranks, fabric)
+    known = name in all_reduces.names()
+    found = all_reduces.build(name).price(payload_bytes, ranks, fabric) if known else None
     if found is None:
         raise unknown(name, ranks, fabric)
     return name, found
@@ -112,24 +110,3 @@ def _ring_or_measured(
         payload_bytes, group.num_ranks, bandwidth_bytes_per_s=group.bytes_per_s, latency_s=group.hop_s
     )
     return fabric.estimate(start_s(len(ranks), fabric, collective) + seconds, collective)
-
-
-def _between_domains(payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> dict[str, Estimate]:
-    offers = usual_formulas(payload_bytes, ranks, fabric)
-    levels = _hierarchical(payload_bytes, ranks, fabric)
-    return offers if levels is None else offers | {"hierarchical": levels}
-
-
-def _hierarchical(payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> Estimate | None:
-    """Reduce-scatter in each domain, all-reduce of a share between domains, all-gather; None if uneven."""
-    domains, sizes = np.unique(fabric.domain[ranks], return_counts=True)
-    if len(domains) == 1 or sizes.min() != sizes.max() or sizes[0] == 1:
-        return None
-    local = ranks[fabric.domain[ranks] == domains[0]]
-    across = np.array([ranks[fabric.domain[ranks] == domain][0] for domain in domains])
-    inside = [kind(payload_bytes, local, fabric).seconds for kind in (reduce_scatter, all_gather)]
-    between = usual_formulas(payload_bytes / len(local), across, fabric)
-    # all local ranks send at once, each over its own port or its share of one
-    shared = fabric.slowest_port(across) / fabric.slowest_port(ranks)
-    best = min((e.seconds for e in between.values()), key=lambda seconds: float(np.sum(seconds)))
-    return fabric.estimate(sum(inside) + best * shared, "all_reduce")

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moesim.evidence import Seconds
-from moesim.network.collectives.base import Group, all_reduces
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.evidence import Estimate, Seconds
+from moesim.network.collectives.base import Group, all_reduces, started
+from moesim.network.fabric import Fabric
 
 
 @all_reduces.register("in_network")
@@ -16,8 +20,9 @@ class InNetworkAllReduce:
 
     is_usual: ClassVar[bool] = False
 
-    def seconds(self, payload_bytes: Seconds, group: Group) -> Seconds | None:
+    def price(self, payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> Estimate | None:
         r"""Two hops and one buffer: :math:`2 \alpha + n / \beta`; None between domains or for one rank."""
+        group = Group.of(ranks, fabric, "all_reduce")
         if group.num_domains > 1 or group.num_ranks == 1:
             return None
-        return 2 * group.hop_s + payload_bytes / group.bytes_per_s
+        return started(2 * group.hop_s + payload_bytes / group.bytes_per_s, group, fabric)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moesim.evidence import Seconds
-from moesim.network.collectives.base import Group, all_reduces
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.evidence import Estimate, Seconds
+from moesim.network.collectives.base import Group, all_reduces, started
+from moesim.network.fabric import Fabric
 
 
 @all_reduces.register("one_shot")
@@ -16,9 +20,11 @@ class OneShotAllReduce:
 
     is_usual: ClassVar[bool] = False
 
-    def seconds(self, payload_bytes: Seconds, group: Group) -> Seconds | None:
+    def price(self, payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> Estimate | None:
         r"""One hop: :math:`\alpha + (p - 1) n / \beta`; None between domains."""
+        group = Group.of(ranks, fabric, "all_reduce")
         if group.num_domains > 1:
             return None
         peers = group.num_ranks - 1
-        return (group.hop_s if peers else 0.0) + peers * payload_bytes / group.bytes_per_s
+        seconds = group.hop_s + peers * payload_bytes / group.bytes_per_s
+        return started(seconds, group, fabric)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moesim.evidence import Seconds
-from moesim.network.collectives.base import Group, all_reduces
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.evidence import Estimate, Seconds
+from moesim.network.collectives.base import Group, all_reduces, started
+from moesim.network.fabric import Fabric
 
 
 def ring_all_reduce_s(
@@ -71,7 +75,8 @@ class RingAllReduce:
 
     is_usual: ClassVar[bool] = True
 
-    def seconds(self, payload_bytes: Seconds, group: Group) -> Seconds:
+    def price(self, payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> Estimate:
         """As :func:`ring_all_reduce_s`."""
+        group = Group.of(ranks, fabric, "all_reduce")
         link = {"bandwidth_bytes_per_s": group.bytes_per_s, "latency_s": group.hop_s}
-        return ring_all_reduce_s(payload_bytes, group.num_ranks, **link)
+        return started(ring_all_reduce_s(payload_bytes, group.num_ranks, **link), group, fabric)

@@ -6,8 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moesim.evidence import Seconds
-from moesim.network.collectives.base import Group, all_reduces
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.evidence import Estimate, Seconds
+from moesim.network.collectives.base import Group, all_reduces, started
+from moesim.network.fabric import Fabric
 
 
 def tree_all_reduce_s(
@@ -69,7 +73,8 @@ class TreeAllReduce:
 
     is_usual: ClassVar[bool] = True
 
-    def seconds(self, payload_bytes: Seconds, group: Group) -> Seconds:
+    def price(self, payload_bytes: Seconds, ranks: NDArray[np.int64], fabric: Fabric) -> Estimate:
         """As :func:`tree_all_reduce_s`."""
+        group = Group.of(ranks, fabric, "all_reduce")
         link = {"bandwidth_bytes_per_s": group.bytes_per_s, "latency_s": group.hop_s}
-        return tree_all_reduce_s(payload_bytes, group.num_ranks, **link)
+        return started(tree_all_reduce_s(payload_bytes, group.num_ranks, **link), group, fabric)
