@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.evidence import Estimate, Seconds
-from moesim.network.collectives.base import Group, all_reduces
+from moesim.network.collectives.base import Group, all_reduces, started
 from moesim.network.fabric import Fabric
 
 
