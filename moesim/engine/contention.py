@@ -2,12 +2,14 @@
 
 A transfer has the duration that it would take alone. While it runs it uses its links at its full rate or, if
 they are crowded, at the max-min fair rate of all transfers on them; it is through when the full-speed time
-that it has made up equals its duration. Rates change only when a transfer joins or leaves; all that happens
-at one instant is settled in one solve, and equal transfers are one row of it.
+that it has made up equals its duration. A collective is one transfer on the links of all its members, at the
+pace of the most crowded; its members may leave at different points of it. Rates change only when a transfer
+joins or leaves; all that happens at one instant is settled in one solve, and equal transfers are one row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -22,12 +24,37 @@ THROUGH_PS = 0.5
 """Full-speed time left below which a transfer is through: half the engine's tick."""
 
 
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Links of a transfer.
+
+    Attributes
+    ----------
+    links : tuple of int
+        What it crosses.
+    rates : tuple of float
+        What it uses of each at full speed, above 0.
+    """
+
+    links: tuple[int, ...]
+    rates: tuple[float, ...]
+
+    @classmethod
+    def of(cls, links: NDArray[np.int64], rate: NDArray[np.float64]) -> Use:
+        """Sum over members: ``links[member, ...]`` with -1 for none, ``rate[member]`` on each of them."""
+        member, column = np.nonzero(links >= 0)
+        # a link that one member names twice is crossed once
+        pairs = np.unique(np.stack([member, links[member, column]]), axis=1)
+        own, place = np.unique(pairs[1], return_inverse=True)
+        total = np.bincount(place, rate[pairs[0]], minlength=len(own))
+        return cls(tuple(own.tolist()), tuple(total.tolist()))
+
+
 @dataclass(slots=True, eq=False)
 class _Flow:
-    links: tuple[int, ...]
-    rate: float
-    left_ps: float
-    done: Event
+    use: Use
+    ends: list[tuple[float, Event]]
+    made_ps: float = 0.0
     speed: float = 0.0
 
 
@@ -50,19 +77,19 @@ class Contention:
     _round: int = 0
     _is_due: bool = False
 
-    def start(self, links: tuple[int, ...], rate: float, duration_ps: int) -> Event:
-        """Event that fires when work of ``duration_ps`` alone, using ``rate`` of each link, is through."""
-        done = Event(self.env)
+    def start(self, use: Use, durations_ps: Sequence[int]) -> list[Event]:
+        """Events that fire when as much full-speed time of the transfer has been made up as each asks for."""
+        ends = [(float(duration), Event(self.env)) for duration in durations_ps]
         self._advance()
-        self._flows.append(_Flow(links, rate, float(duration_ps), done))
+        self._flows.append(_Flow(use, sorted(ends, key=lambda end: end[0])))
         self._solve_later()
-        return done
+        return [event for _, event in ends]
 
     def _advance(self) -> None:
         """Credit everybody with the time since the last change."""
         now = int(self.env.now)
         for flow in self._flows if now > self._since else ():
-            flow.left_ps -= flow.speed * (now - self._since)
+            flow.made_ps += flow.speed * (now - self._since)
         self._since = now
 
     def _solve_later(self) -> None:
@@ -73,31 +100,34 @@ class Contention:
     def _solve(self) -> None:
         self._is_due = False
         self._advance()
-        through = [flow for flow in self._flows if flow.left_ps <= THROUGH_PS]
-        if through:
-            self._flows = [flow for flow in self._flows if flow.left_ps > THROUGH_PS]
-            for flow in through:
-                flow.done.succeed()
+        left = False
+        for flow in self._flows:
+            while flow.ends and flow.ends[0][0] - flow.made_ps <= THROUGH_PS:
+                flow.ends.pop(0)[1].succeed()
+            left = left or not flow.ends
+        self._flows = [flow for flow in self._flows if flow.ends]
+        if left:
             # what the finished ones set off at this instant joins before the next solve
             self._solve_later()
-            return
-        if not self._flows:
-            return
-        kinds: dict[tuple[tuple[int, ...], float], list[_Flow]] = {}
+        elif self._flows:
+            self._share()
+
+    def _share(self) -> None:
+        """New speeds, and the next end among them."""
+        kinds: dict[Use, list[_Flow]] = {}
         for flow in self._flows:
-            kinds.setdefault((flow.links, flow.rate), []).append(flow)
-        limit = np.array([rate for _, rate in kinds])
-        rates = max_min_rates(
-            Paths.of([links for links, _ in kinds]),
-            self.capacity,
-            limit=limit,
-            weight=np.array([float(len(group)) for group in kinds.values()]),
-        )
+            kinds.setdefault(flow.use, []).append(flow)
+        limit = np.array([max(use.rates) for use in kinds])
+        paths = Paths.of([use.links for use in kinds])
+        shares = np.array([rate for use in kinds for rate in use.rates]) / limit[paths.flow]
+        weight = np.array([float(len(group)) for group in kinds.values()])
+        paths = Paths(paths.flow, paths.link, shares, paths.num_flows)
+        rates = max_min_rates(paths, self.capacity, limit=limit, weight=weight)
         for speed, group in zip(rates / limit, kinds.values(), strict=True):
             for flow in group:
                 flow.speed = float(speed)
         self._round += 1
-        wait_ps = max(ceil(min(flow.left_ps / flow.speed for flow in self._flows)), 1)
+        wait_ps = min((flow.ends[0][0] - flow.made_ps) / flow.speed for flow in self._flows)
         current = self._round
-        timeout = self.env.timeout(wait_ps)
+        timeout = self.env.timeout(max(ceil(wait_ps), 1))
         timeout.callbacks.append(lambda _: self._solve_later() if current == self._round else None)

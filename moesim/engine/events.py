@@ -14,15 +14,16 @@ releases in the same instant; what follows from it settles before the next round
 
 from __future__ import annotations
 
-from collections.abc import Generator, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Hashable
+from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any, TypeAlias
 
 import numpy as np
 from simpy import Environment, Event
 
-from moesim.engine.contention import Contention
+from moesim.engine.contention import Contention, Use
 from moesim.engine.durations import Durations, Picoseconds
 from moesim.engine.links import match_messages
 from moesim.engine.program import (
@@ -117,8 +118,8 @@ _RUN, _MEET, _SEND, _HEAR, _MARK, _SHARED = range(6)
 _Step: TypeAlias = tuple[int, int, int, Any]
 """A step of one process: code, where to record it, its duration, and what it needs."""
 
-_Elastic: TypeAlias = dict[int, tuple[Contention, tuple[int, ...], float]]
-"""Where it is recorded -> pool, links and full rate of work that shares links."""
+_Elastic: TypeAlias = dict[int, Callable[[], Event]]
+"""Where it is recorded -> what begins work that shares links, and ends it."""
 
 _Lists: TypeAlias = list[list[list[_Step]]]
 """Steps of each process: ``[stream][rank]``."""
@@ -147,7 +148,7 @@ def simulate(program: Program, durations: Durations, *, sample: int = 0) -> Even
     arbiter = Arbiter(env)
     size = len(program.instructions) * program.num_ranks
     starts, ends = [ABSENT] * size, [ABSENT] * size
-    elastic = _elastic(env, program)
+    elastic = _elastic(env, program, durations, sample)
     processes = [
         env.process(_walk(env, arbiter, rank, steps, (starts, ends), elastic))
         for of_stream in _steps(env, program, durations, sample)
@@ -195,8 +196,8 @@ def _walk(
         start_ps: int = env.now  # type: ignore[assignment]  # integers go in, so integers come out
         starts[at] = start_ps
         if duration_ps:
-            sharing = elastic.get(at)
-            yield timeout(duration_ps) if sharing is None else sharing[0].start(*sharing[1:], duration_ps)
+            begin = elastic.get(at)
+            yield timeout(duration_ps) if begin is None else begin()
         ends[at] = env.now  # type: ignore[assignment]
         if code == _SEND:
             extra.succeed()
@@ -245,8 +246,8 @@ def _steps(env: Environment, program: Program, durations: Durations, sample: int
     return lists
 
 
-def _elastic(env: Environment, program: Program) -> _Elastic:
-    """Links of every instruction that shares some, by where its times are recorded."""
+def _elastic(env: Environment, program: Program, durations: Durations, sample: int) -> _Elastic:
+    """What begins the work of every instruction that shares links, by where its times are recorded."""
     pools: dict[int, Contention] = {}
     found: _Elastic = {}
     for index, instruction in enumerate(program.instructions):
@@ -254,11 +255,34 @@ def _elastic(env: Environment, program: Program) -> _Elastic:
         if demand is None:
             continue
         pool = pools.setdefault(id(demand.capacity), Contention(env, demand.capacity))
-        for rank in np.flatnonzero(participants(instruction, program.num_ranks)).tolist():
-            links = tuple(sorted({link for link in demand.links[rank].tolist() if link >= 0}))
-            if links:
-                found[index * program.num_ranks + rank] = (pool, links, float(demand.rate[rank]))
+        lasting = _row(durations, index, sample, program.num_ranks)
+        ranks = np.flatnonzero(participants(instruction, program.num_ranks))
+        # members of a collective move as one; all others on their own
+        labels = instruction.group[ranks] if isinstance(instruction, Meet) else ranks
+        for label in np.unique(labels):
+            members = ranks[labels == label]
+            use = Use.of(demand.links[members], demand.rate[members])
+            if use.links:
+                transfer = _Transfer(pool, use, {r: lasting[r] for r in members.tolist() if lasting[r]})
+                for rank in transfer.lasting:
+                    found[index * program.num_ranks + rank] = partial(transfer.begin, rank)
     return found
+
+
+@dataclass(slots=True, eq=False)
+class _Transfer:
+    """A transfer that its first member starts; each gets the event of its own end."""
+
+    pool: Contention
+    use: Use
+    lasting: dict[int, int]
+    ends: dict[int, Event] = field(default_factory=dict)
+
+    def begin(self, rank: int) -> Event:
+        if not self.ends:
+            events = self.pool.start(self.use, list(self.lasting.values()))
+            self.ends = dict(zip(self.lasting, events, strict=True))
+        return self.ends[rank]
 
 
 def _append(

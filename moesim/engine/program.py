@@ -72,8 +72,9 @@ class Resource:
 class Demand:
     """Links that an instruction's ranks use while it lasts, shared max-min fairly with all others on them.
 
-    The instruction's seconds are those without anybody else; crowded links make it last longer. Only the
-    event interpreter accepts demands.
+    The instruction's seconds are those without anybody else; crowded links make it last longer. The group of
+    a :class:`Meet` is one transfer over the links of all its members. Only the event interpreter accepts
+    demands.
 
     Attributes
     ----------

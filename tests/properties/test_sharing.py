@@ -182,3 +182,25 @@ def test_wrong_demands_are_told(capacity, links, rate, said):
     wrong = demand(np.array(capacity), links, rate)
     with pytest.raises(ValueError, match=said):
         Program(1, ("copy",), (Run("copy", part(1.0), demand=wrong),)).check()
+
+
+def test_members_of_a_collective_leave_at_their_own_time_of_one_transfer():
+    capacity = np.array([10.0, 10.0])
+    group = np.zeros(2, dtype=np.int64)
+    one = demand(capacity, [[0], [1]], [10.0, 10.0])
+    alone = Program(2, ("comm",), (Meet("comm", group, part(np.array([1.0, 2.0])), demand=one),))
+    assert (events.simulate(alone, durations_ps(alone)).clocks_ps[0] / PS_PER_S).tolist() == [1.0, 2.0]
+    beside = (
+        *alone.instructions,
+        Run(
+            "copy",
+            part(2.0),
+            ranks=np.array([True, False]),
+            demand=demand(capacity, [[0], [-1]], [10.0, 0.0]),
+        ),
+    )
+    both = Program(2, ("comm", "copy"), beside)
+    # the copy halves the first link, and with it the pace of the whole collective
+    clocks = events.simulate(both, durations_ps(both)).clocks_ps / PS_PER_S
+    assert clocks[0].tolist() == [2.0, 4.0]
+    assert clocks[1, 0] == 4.0
