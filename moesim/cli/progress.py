@@ -24,3 +24,18 @@ def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
             shown.update(task, description=f"{what}: {name}", advance=1)
 
         yield tick
+
+
+@contextmanager
+def counting(what: str) -> Iterator[Callable[[int], None]]:
+    """Running count on stderr; the yielded function is called with how many are done."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task(what, total=None)
+        yield lambda done: shown.update(task, description=f"{what}: {done:,}")

@@ -51,6 +51,7 @@ def command(  # noqa: PLR0917 - options of the command line
     """Simulate one scenario."""
     from time import perf_counter  # noqa: PLC0415
 
+    from moesim.cli.progress import counting  # noqa: PLC0415
     from moesim.files import write_json  # noqa: PLC0415
     from moesim.scenario.run import run  # noqa: PLC0415
 
@@ -61,7 +62,8 @@ def command(  # noqa: PLR0917 - options of the command line
     if dry_run:
         dry(resolved, json=json)
         return
-    outcome = run(resolved)
+    with counting("requests served") as served:
+        outcome = run(resolved, progress=served)
     exported = _exported(outcome, output_format)
     seconds = perf_counter() - started
     timing = None if no_timing else {"wall_s": round(seconds, 3)}

@@ -9,6 +9,7 @@ from typing import Any
 
 from moesim.files import write_text
 from moesim.report.figures import FIGURES
+from moesim.report.serving_figures import service_points
 from moesim.report.style import svg_text
 from moesim.units import fmt_quantity, unit_of
 
@@ -65,7 +66,9 @@ def page_text(documents: Sequence[Mapping[str, Any]], *, title: str) -> str:
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["described"] = described
     sections = [_section(number, document, Markup) for number, document in enumerate(documents, 1)]
-    return environment.get_template("page.html.j2").render(title=title, sections=sections)
+    figure = service_points(documents)
+    overview = Markup(svg_text(figure, "overview")) if figure else ""
+    return environment.get_template("page.html.j2").render(title=title, sections=sections, overview=overview)
 
 
 def _section(number: int, document: Mapping[str, Any], markup: Callable[[str], Any]) -> dict[str, Any]:

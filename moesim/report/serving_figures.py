@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moesim.report.style import FAINT, HEAT, PALETTE, WORSE, Document, new_figure, themed, time_axis, title
+from moesim.report.style import (
+    FAINT,
+    HEAT,
+    PALETTE,
+    WORSE,
+    Document,
+    new_figure,
+    short,
+    theme,
+    themed,
+    time_axis,
+    title,
+)
 from moesim.units import fmt_seconds
 
 if TYPE_CHECKING:
@@ -21,6 +34,8 @@ LOADS = {"running": "running", "waiting": "waiting"}
 WAITS = 0.5
 """Fewer waiting requests than this on average are told as none."""
 FULL = 0.95
+GOOD = 0.9
+"""Share of good requests from which a run is told as meeting its objectives."""
 
 
 @themed
@@ -36,9 +51,16 @@ def latency_curves(document: Document) -> Figure | None:
         axis.plot(values, shares, color=PALETTE[place], linewidth=1.8)
         median, tail = (float(np.interp(p, shares, values)) for p in (50, 99))
         axis.plot([median, tail], [50, 99], "o", color=PALETTE[place], markersize=4)
-        axis.annotate(f"p50 {fmt_seconds(median)}", (median, 50), xytext=(6, -4), textcoords="offset points")
         limit = view["objectives"].get(name)
         high = max(values[-1], 1.05 * (limit or 0.0))
+        left = median > high / 2
+        axis.annotate(
+            f"p50 {fmt_seconds(median)}",
+            (median, 50),
+            xytext=(-6 if left else 6, -4),
+            textcoords="offset points",
+            ha="right" if left else "left",
+        )
         left = tail > high / 2
         axis.annotate(
             f"p99 {fmt_seconds(tail)}",
@@ -104,7 +126,7 @@ def service_over_time(document: Document) -> Figure | None:
     cache.set_ylim(0, 105 if hit or max(view["kv_use_fraction"]) > FULL / 2 else None)
     cache.set_xlabel("time (s)")
     for axis in axes:
-        axis.legend(loc="upper right", ncols=2)
+        axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.96), ncols=2)
         axis.grid(axis="y", color=FAINT, alpha=0.25)
     title(figure, _load_message(view))
     return figure
@@ -112,7 +134,7 @@ def service_over_time(document: Document) -> Figure | None:
 
 def _load_message(view: dict[str, Any]) -> str:
     waiting, cache = float(np.mean(view["waiting"])), max(view["kv_use_fraction"])
-    queue = f"{waiting:.0f} requests wait on average" if waiting > WAITS else "Hardly a request waits"
+    queue = f"{waiting:.3g} requests wait on average" if waiting > WAITS else "Hardly a request waits"
     room = "the KV cache fills up" if cache > FULL else f"the KV cache is at most {100 * cache:.0f} % full"
     count = sum(view["preemptions"])
     return f"{queue}; {room}" + (f"; {count:.0f} preemptions" if count else "")
@@ -145,4 +167,48 @@ def batches(document: Document) -> Figure | None:
             f"Batches of {means.min():.0f} to {means.max():.0f} requests on average, {grid.max():.0f} at most"
         )
     title(figure, text)
+    return figure
+
+
+def service_points(documents: Sequence[Document]) -> Figure | None:
+    """Output tokens a second and device against tokens a second and user, one point a run of a service."""
+    runs = [document for document in documents if "serving" in document["views"]]
+    if len(runs) < 2:
+        return None
+    with theme():
+        return _points(runs)
+
+
+def _points(runs: Sequence[Document]) -> Figure:
+    users, devices, good = (
+        np.array([run["metrics"][name]["value"] for run in runs])
+        for name in ("tokens_per_s_per_user", "output_tokens_per_s_per_device", "good_fraction")
+    )
+    figure, axis = new_figure(3.6)
+    best = [
+        place
+        for place in np.argsort(-users, kind="stable").tolist()
+        if not ((users >= users[place]) & (devices > devices[place])).any()
+    ]
+    axis.plot(users[best], devices[best], color=FAINT, linewidth=1.2, zorder=1)
+    for place, run in enumerate(runs):
+        colour = PALETTE[place % len(PALETTE)]
+        face = colour if good[place] >= GOOD else "none"
+        axis.scatter(
+            users[place], devices[place], s=46, facecolor=face, edgecolor=colour, linewidth=1.6, zorder=2
+        )
+        axis.annotate(
+            short(f"{place + 1} {run['scenario']['name']}"),
+            (users[place], devices[place]),
+            xytext=(7, 4),
+            textcoords="offset points",
+            fontsize=8.5,
+        )
+    axis.set_xlim(0, 1.35 * users.max())
+    axis.set_ylim(0, 1.15 * devices.max())
+    axis.set_xlabel("output tokens per second and user")
+    axis.set_ylabel("per second and device")
+    misses = int((good < GOOD).sum())
+    told = f"{len(best)} of {len(runs)} runs are not bettered in both"
+    title(figure, told + (f"; hollow: under {100 * GOOD:.0f} % of requests are good" if misses else ""))
     return figure

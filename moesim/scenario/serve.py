@@ -21,7 +21,8 @@ from moesim.serving.step_times import StepShape
 from moesim.serving.summary import Objectives, duration_s, latencies, numbers, vllm_document
 from moesim.units import PS_PER_S, fmt_quantity, fmt_seconds
 
-HEADLINE = "p50_ttft_s"
+WITH_OBJECTIVES, WITHOUT = "goodput_requests_per_s", "output_tokens_per_s"
+"""Metric that answers the question: requests that are good, or tokens where nothing says what is good."""
 CURVE_POINTS = 101
 SECONDS_PER_HOUR = 3600.0
 MILLION = 10**6
@@ -77,7 +78,7 @@ def run_serving(resolved: Resolved, *, progress: Callable[[int], None] | None = 
         title=built.scenario.description or built.scenario.name,
         answer=_answer(built, metrics),
         limiter=_limiter(built, measures, breakdown),
-        headline=HEADLINE,
+        headline=WITHOUT if objectives == Objectives() else WITH_OBJECTIVES,
         metrics=metrics,
         breakdown=breakdown,
         evidence=_evidence(breakdown),
