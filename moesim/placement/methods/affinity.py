@@ -21,8 +21,8 @@ from moesim.placement.problem import Problem
 from moesim.placement.registry import Own, Solution, placement_methods
 from moesim.placement.start import balanced
 
-EFFORT_CELLS = 5_000_000
-"""Pairs of slots, over all layers and rounds, that the search looks at for a sweep of each round."""
+EFFORT_CELLS = 1_000_000
+"""Pairs of slots, over all rounds, that the search looks at when it looks at a layer once a round."""
 
 
 @placement_methods.register("affinity")
@@ -50,8 +50,8 @@ class Affinity:
     needs: ClassVar[tuple[str, ...]] = ("transitions",)
 
     slack_fraction: Annotated[float, Field(ge=0)] = 0.05
-    sweeps: Annotated[int, Field(ge=1)] = 12
-    rounds: Annotated[int, Field(ge=0)] = 200
+    sweeps: Annotated[int, Field(ge=1)] = 6
+    rounds: Annotated[int, Field(ge=0)] = 600
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Needs the problem's transitions; the spectral bound holds without replicas."""
@@ -60,7 +60,7 @@ class Affinity:
         caps = capped(
             problem.loads, problem.num_ranks, evaluate(problem.loads, start).largest, self.slack_fraction
         )
-        cells = problem.num_layers * problem.num_slots**2
+        cells = problem.num_slots**2
         found = iterated_descent(
             Copies.of(start, problem.capacity),
             problem.loads,
