@@ -32,6 +32,10 @@ class Faults(BaseModel):
     uplink_speed: dict[int, Speed] = Field(
         default_factory=dict, description="factor of a leaf switch's links to the spine"
     )
+    link_speed: dict[str, Speed] = Field(
+        default_factory=dict,
+        description="factor of any link by its name, such as 'leaf0 -> leaf1'; a run lists the busiest",
+    )
     device_speed: dict[int, Speed] = Field(
         default_factory=dict, description="factor of a rank's arithmetic and memory"
     )
@@ -39,7 +43,7 @@ class Faults(BaseModel):
     @property
     def is_empty(self) -> bool:
         """Whether nothing is wrong."""
-        return not (self.nic_speed or self.scale_up_speed or self.uplink_speed or self.device_speed)
+        return not any(getattr(self, name) for name in type(self).model_fields)
 
     def check(self, cluster: Cluster) -> None:
         """Raise an InputError for parts that ``cluster`` does not have."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.errors import InputError, Problem
+from moesim.errors import InputError, Problem, did_you_mean
 from moesim.hardware.schema import Cluster
 from moesim.network.cores.base import Core, Wiring, cores
 from moesim.network.faults import Faults
@@ -140,6 +140,14 @@ def slow_down(builder: Builder, layout: Layout, faults: Faults) -> None:
                     )
                     raise InputError([Problem("faults", message)])
                 builder.capacity[place.start + number] *= speed
+    places = {name: place for place, name in enumerate(builder.names)}
+    for name, speed in faults.link_speed.items():
+        if name not in places:
+            message = (
+                f"no link {name!r}{did_you_mean(name, places)}; moesim profile show lists kinds of links"
+            )
+            raise InputError([Problem("faults.link_speed", message)])
+        builder.capacity[places[name]] *= speed
 
 
 def _root(layout: Layout, rank: int) -> str:

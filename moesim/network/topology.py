@@ -71,7 +71,7 @@ class Topology:
         add_scale_up(builder, cluster, layout)
         core = add_scale_out(builder, cluster, layout) if layout.rails else None
         slow_down(builder, layout, faults)
-        slowest = min([1.0, *faults.uplink_speed.values()])
+        slowest = min([1.0, *faults.uplink_speed.values(), *faults.link_speed.values()])
         return cls(
             core=core,
             uplink_ratio=slowest / cluster.scale_out.oversubscription_ratio,

@@ -84,9 +84,10 @@ class Load:
 
     def shared_s(self, fabric: Fabric) -> NDArray[np.float64] | float:
         """Time that the busiest shared link needs at the rate that links reach, ``(...)``. [s]"""
-        if self.shared is None or self.shared.shape[-1] == 0:
-            return 0.0
         topology = fabric.topology
+        # traffic routed on a network with slow up-links, priced on the sound one: nothing there is shared
+        if self.shared is None or self.shared.shape[-1] != len(topology.shared) or not len(topology.shared):
+            return 0.0
         reached = topology.capacity_bytes_per_s[topology.shared] * fabric.efficiencies.nic_bandwidth_fraction
         return np.asarray((self.shared * self.row_bytes / reached).max(-1))
 
