@@ -205,8 +205,52 @@ class Timeline(_Part):
     rows: list[Track]
 
 
+OF_A_SERVICE = ("good_fraction", "tokens_per_s_per_user", "output_tokens_per_s_per_device")
+"""Metrics that pictures of a service state."""
+Curve = Annotated[list[Amount], Field(min_length=2)]
+
+
+class ServiceInstance(_Part):
+    """Batch of one instance over time."""
+
+    role: str
+    running: list[Amount]
+
+
+class Service(_Part):
+    """Requests of a service and what happened over time."""
+
+    latency_curves: dict[Literal["ttft_s", "tpot_s", "e2e_latency_s"], Curve]
+    objectives: dict[str, Amount]
+    bin_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    output_tokens_per_s: list[Amount]
+    prompt_tokens_per_s: list[Amount]
+    running: list[Amount]
+    waiting: list[Amount]
+    kv_use_fraction: list[Amount]
+    preemptions: list[Amount]
+    instances: Annotated[list[ServiceInstance], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> Self:
+        for name in (
+            "output_tokens_per_s",
+            "prompt_tokens_per_s",
+            "waiting",
+            "kv_use_fraction",
+            "preemptions",
+        ):
+            _check_lengths(self.running, getattr(self, name))
+        if not self.running:
+            msg = "got no time at all; accepted: at least one bin"
+            raise ValueError(msg)
+        return self
+
+
 class Views(_Part):
     """What only some runs have."""
+
+    serving: Service | None = None
 
     expert_load: ExpertLoad | None = None
     rank_load: RankLoad | None = None
@@ -271,6 +315,12 @@ class RunDocument(_Part):
         if any(self.headline not in metrics for metrics in (self.metrics, *rows)):
             msg = f"headline {self.headline!r} is not among the metrics"
             raise ValueError(msg)
+        if self.views.serving is not None:
+            curves = [f"{p}_{name}" for name in self.views.serving.latency_curves for p in ("p50", "p99")]
+            for name in (*OF_A_SERVICE, *curves):
+                if name not in self.metrics:
+                    msg = f"metric {name!r} is missing beside the view of a service"
+                    raise ValueError(msg)
         return self
 
 
