@@ -26,6 +26,8 @@ from moesim.units import GB
 Floats = NDArray[np.float64]
 
 PROBE_TOKENS = 8192
+ROUTING = "matched"
+"""Experts are drawn with the skew of recorded traffic: uniform routing would touch more of them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Deployment:
     profile: Profile
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
-    generator: str = "uniform"
+    generator: str = ROUTING
 
     def __post_init__(self) -> None:
         check_plan(self.plan, self.model, self.model.num_experts, self.cluster.num_devices)

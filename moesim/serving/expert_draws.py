@@ -15,9 +15,9 @@ from moesim.network.traffic import PortTokens, routed_traffic
 from moesim.parallel.plan import Plan
 from moesim.traces.generators import generators
 
-BANK_TOKENS = 8192
+BANK_TOKENS = 4096
 """Tokens that are routed once; a larger iteration meets some of them again."""
-BANK_LAYERS = 6
+BANK_LAYERS = 4
 """Independent layers that a step's load is averaged over."""
 
 Loads = NDArray[np.float64]

@@ -121,7 +121,7 @@ class StepCosts:
     cost: KernelCost
     fabric: Fabric
     kernels: Kernels
-    generator: str = "uniform"
+    generator: str = "matched"
 
     def by_tokens(self, tokens: Floats, *, graph_tokens: int) -> tuple[Term, ...]:
         """Everything that one attention rank does for its new tokens and that needs no other rank's.

@@ -194,7 +194,7 @@ def _tpot(used: Mapping[str, Floats], iteration: float, sequence: float) -> Floa
 def _better(
     best: tuple[float, Overheads] | None, error: Floats, of_model: Iterable[Floats], found: Overheads
 ) -> tuple[float, Overheads]:
-    size = np.abs(error)
-    scores = [np.median(size[own]) + TAIL_WEIGHT * np.mean(np.minimum(size[own], LARGE)) for own in of_model]
+    size = np.minimum(np.abs(error), LARGE)
+    scores = [np.median(size[own]) + TAIL_WEIGHT * np.mean(size[own]) for own in of_model]
     score = float(np.mean(scores))
     return best if best is not None and best[0] <= score else (score, found)

@@ -8,7 +8,7 @@ from moesim.errors import InfeasibleError, InputError, Problem
 from moesim.model import load as load_model
 from moesim.parallel.plan import Plan
 from moesim.serving.checkpoints import WIDE, stored_formats
-from moesim.serving.deployment import Deployment
+from moesim.serving.deployment import ROUTING, Deployment
 from moesim.serving.machines import cluster_for
 from moesim.serving.profiles import load_profile
 from moesim.validate.serving_points import Layout, Point
@@ -51,7 +51,7 @@ class Services:
         Routing generator of all of them.
     """
 
-    def __init__(self, generator: str = "uniform") -> None:
+    def __init__(self, generator: str = ROUTING) -> None:
         self.generator = generator
         self._made: dict[tuple[object, ...], Deployment] = {}
 
