@@ -109,7 +109,7 @@ def command(
     chosen = methods_of(names, param or [])
     traffic = traffic_of(trace, judging)
     built = None if scenario is None else _scenario(scenario, trace)
-    problem, start = _problem(traffic, asked, judging, seed, present, format_name, built)
+    problem, start = _problem(traffic, asked, judging, seed, chosen, (present, format_name), built)
     solutions, seconds = _solved(problem, chosen, start.placement, seed)
     if score is not None:
         solutions[FILE], seconds[FILE] = _scored(score, format_name, traffic, ranks), 0.0
@@ -159,23 +159,26 @@ def _problem(
     asked: Slots,
     judging: Judging,
     seed: int,
-    present: str | None,
-    format_name: str,
+    methods: dict[str, Any],
+    present: tuple[str | None, str],
     built: Built | None,
 ) -> tuple[PlacementProblem, Solution]:
-    """The problem, and the placement that ``before`` means."""
+    """The problem with what the methods need, and the placement that ``before`` means (file, format)."""
     from moesim.evidence import rng_for  # noqa: PLC0415
     from moesim.placement import Solution, placement_methods  # noqa: PLC0415
     from moesim.placement.engine_files import read_as  # noqa: PLC0415
+    from moesim.placement.registry import needs_of  # noqa: PLC0415
 
+    file, format_name = present
+    needs = [part for method in methods.values() for part in needs_of(method)]
     more: dict[str, Any] = {}
     if built is not None:
         from moesim.scenario.placing import step_score  # noqa: PLC0415
 
         more["score"] = step_score(built)
-    problem = problem_of(traffic, asked, judging, seed, **more)
-    if present is not None:
-        start = Solution(read_as(format_name, present, about_of(traffic, asked.ranks)).placement)
+    problem = problem_of(traffic, asked, judging, seed, needs, **more)
+    if file is not None:
+        start = Solution(read_as(format_name, file, about_of(traffic, asked.ranks)).placement)
     else:
         start = placement_methods.build(START).solve(problem, rng_for(seed, f"place/{START}"))
     return replace(problem, start=start.placement), start

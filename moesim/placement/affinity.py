@@ -38,10 +38,9 @@ def transition_cost(transitions: Floats, placement: Placement, distances: Floats
         Cost of a token between two ranks. [-]
     """
     share = placement.rank_share
-    if not len(transitions):
-        return np.zeros(0)
-    flow = np.matmul(np.matmul(share[:-1].transpose(0, 2, 1), transitions), share[1:])
-    return np.asarray((flow * distances).sum(axis=(1, 2)), np.float64)
+    # one product a layer: numpy multiplies a stack of transposed matrices without BLAS
+    flows = [share[layer].T @ counts @ share[layer + 1] for layer, counts in enumerate(transitions)]
+    return np.array([float((flow * distances).sum()) for flow in flows])
 
 
 def same_rank_share(transitions: Floats, placement: Placement) -> float:

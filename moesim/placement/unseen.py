@@ -15,7 +15,7 @@ RESAMPLES = 200
 """Bootstrap samples behind an interval."""
 COVERED_FRACTION = 0.8
 """Part of the bootstrap samples inside an interval, as of every band."""
-MAX_TOKENS = 4096
+MAX_TOKENS = 2048
 """Tokens that are dispatched one by one."""
 
 
