@@ -130,7 +130,7 @@ def show(outcome: AnyOutcome) -> None:
     table("Time on the critical path", ["operation", "time", "share", "evidence"], rows, right=[1, 2])
     changes = [[s.label, f"{100 * s.change_fraction:+.1f} %", s.knob] for s in result.sensitivity]
     if changes:
-        table(f"What moves {result.headline}", ["change", "effect", "knob"], changes, right=[1])
+        table(f"What moves {result.sensitivity[0].metric}", ["change", "effect", "knob"], changes, right=[1])
     _show_network(result.views)
     for warning in result.warnings:
         note(f"note: {warning}")

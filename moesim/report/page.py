@@ -34,7 +34,7 @@ CAPTIONS = {
     "service_over_time": "Sums over all instances in bins of equal width: tokens, requests, blocks in use.",
     "batches": "Mean number of requests in the batch of each instance.",
     "breakdown": "Critical path of the median routed batch: the operations that, in turn, take the step.",
-    "sensitivity": "The same step with one property of the machine changed at a time.",
+    "sensitivity": "The same run with one property changed at a time.",
     "expert_load": "Mean tokens of each expert in a step, every layer sorted on its own.",
     "rank_load": "Expected tokens of each rank on traffic that no placement has seen.",
     "comparison": "How far the largest rank load is from what can be proven, and what that does to the step.",

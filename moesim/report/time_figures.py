@@ -118,7 +118,9 @@ def sensitivity(document: Document) -> Figure | None:
     axes.set_xticks([tick for tick in axes.get_xticks() if min(*changes, 0) <= tick <= max(*changes, 0)])
     axes.axvline(0, color=FAINT, linewidth=0.9)
     axes.spines["left"].set_visible(False)
-    axes.set_xlabel(f"change of {document['headline']} (%); at the right, the value it leads to")
+    axes.set_xlabel(
+        f"change of {rows[0].get('metric', document['headline'])} (%); at the right, the value it leads to"
+    )
     title(figure, captions.sensitivity(document))
     return figure
 

@@ -61,7 +61,7 @@ def run(
         The model does not fit.
     """
     if resolved.scenario.question == "serve":
-        return run_serving(resolved, progress=progress)
+        return run_serving(resolved, progress=progress, with_changes=with_changes)
     if resolved.scenario.question == "offload":
         return run_offload(resolved, with_changes=with_changes)
     return run_built(build(resolved))

@@ -12,7 +12,8 @@ from moesim.evidence import BAND_QUANTILES, GRADES, Grade, draw_errors
 from moesim.memory.ledger import Occupancy, ledger
 from moesim.metrics.breakdown import Share
 from moesim.scenario.resolve import Resolved
-from moesim.scenario.result import Metric, Result
+from moesim.scenario.result import Metric, Result, Sensitivity
+from moesim.scenario.serve_changes import METRIC, changes_of
 from moesim.scenario.serving import Pool, Serving, build_serving
 from moesim.scenario.views import inputs_of, sources_of_cluster
 from moesim.serving.measures import Measures
@@ -45,7 +46,9 @@ class ServingOutcome:
         return vllm_document(built.workload, self.measures, _objectives(built), model=name)
 
 
-def run_serving(resolved: Resolved, *, progress: Callable[[int], None] | None = None) -> ServingOutcome:
+def run_serving(
+    resolved: Resolved, *, progress: Callable[[int], None] | None = None, with_changes: bool = True
+) -> ServingOutcome:
     """Play a serving scenario.
 
     Parameters
@@ -53,6 +56,8 @@ def run_serving(resolved: Resolved, *, progress: Callable[[int], None] | None = 
     resolved : Resolved
     progress : callable, optional
         Called with the finished requests now and then.
+    with_changes : bool
+        Also play it with single properties changed, for the sensitivity.
 
     Raises
     ------
@@ -72,16 +77,19 @@ def run_serving(resolved: Resolved, *, progress: Callable[[int], None] | None = 
     bands = _bands(built, sigma)
     metrics = {name: Metric(value, unit, *bands.get(name, ())) for name, (value, unit) in found.items()}
     breakdown = parts[-1]
+    headline = WITHOUT if objectives == Objectives() else WITH_OBJECTIVES
+    changes = changes_of(built, found[METRIC][0]) if with_changes else []
     result = Result(
         command="run",
         scenario_tree=resolved.tree.data,
         title=built.scenario.description or built.scenario.name,
         answer=_answer(built, metrics),
-        limiter=_limiter(built, measures, breakdown),
-        headline=WITHOUT if objectives == Objectives() else WITH_OBJECTIVES,
-        metrics=metrics,
+        limiter=_limiter(built, measures, breakdown, changes),
+        headline=headline,
+        metrics={headline: metrics[headline]} | metrics,
         breakdown=breakdown,
         evidence=_evidence(breakdown),
+        sensitivity=changes,
         memory=_memory(built),
         views={"serving": _view(built, measures, errors)},
         sources=[*sources_of_cluster(resolved.tree), *_engine_sources(built)],
@@ -227,8 +235,16 @@ def _answer(built: Serving, metrics: dict[str, Metric]) -> str:
     return text + "."
 
 
-def _limiter(built: Serving, measures: Measures, breakdown: list[Share]) -> str:
-    """What requests wait for, in words."""
+def _limiter(built: Serving, measures: Measures, breakdown: list[Share], changes: list[Sensitivity]) -> str:
+    """What would help most and what requests wait for, in words."""
+    waits = _waits(built, measures, breakdown)
+    if not changes or changes[0].change_fraction > -0.005:
+        return waits
+    best = changes[0]
+    return f"{best.label}: {100 * best.change_fraction:+.0f} % latency ({waits})"
+
+
+def _waits(built: Serving, measures: Measures, breakdown: list[Share]) -> str:
     total = measures.total()
     length_ps = max(measures.finish_ps)
     waiting = float(total.column("waiting").sum()) / length_ps
