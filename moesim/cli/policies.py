@@ -56,10 +56,17 @@ def _summary(cls: type) -> str:
 
 def _parameters(cls: Any) -> dict[str, Any]:
     return {
-        f.name: None if f.default is dataclasses.MISSING else f.default
+        f.name: _default(f.default)
         for f in (dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ())
         if f.init and not f.name.startswith("_")
     }
+
+
+def _default(value: Any) -> Any:
+    """Default of a field, None without one; also where pydantic describes it."""
+    if hasattr(value, "is_required"):
+        return None if value.is_required() else value.default
+    return None if value is dataclasses.MISSING else value
 
 
 def _shown(parameters: dict[str, Any]) -> str:
