@@ -1,0 +1,190 @@
+"""Ratios of two systems: each side is a run of the driver, or of the near-memory formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from moesim.evidence import rng_for
+from moesim.hardware.load import load_device
+from moesim.hardware.schema import Node
+from moesim.memory.demand import Demand
+from moesim.model import Dtypes
+from moesim.model.ops import Segment
+from moesim.offload import Costs
+from moesim.offload.machine import HostWork, costs_of
+from moesim.validate.claims import Claim, Progress
+from moesim.validate.offload_sets.cases import case_of, demand_for, model_of, node_of, offload_of, run
+from moesim.validate.offload_sets.duplex import duplex_claims
+from moesim.validate.offload_sets.flow import flow_claims
+
+Data = Mapping[str, Any]
+LOW_BITS = 0.25
+"""An int4 copy over an fp16 one. [-]"""
+
+
+def speedup_claims(data: Data, seed: int, progress: Progress) -> list[Claim]:
+    """All of them."""
+    found: list[Claim] = []
+    for part in (_hybrimoe, _hobbit, flow_claims, duplex_claims, _fate, _modes):
+        progress(part.__name__.strip("_").removesuffix("_claims"))
+        found += part(data, seed)
+    return found
+
+
+def _hybrimoe(data: Data, seed: int) -> list[Claim]:
+    """Ablation: the CPU's rate is set by the time of the baseline, which is not compared."""
+    given = data["hybrimoe"]
+    model = model_of(given["model"])
+    case = case_of(given["machine"], data["engines"]["eager"], model, Dtypes("int4", "int4"), 256)
+    # weights are a mapped file, so copies go through the driver's staging buffer
+    case = replace(case, work=replace(case.work, pinned=False))
+    demand = demand_for(model, "deepseek_v2_lite", seed)
+    slots = np.full(demand.num_layers, round(given["cached"] * model.num_experts), np.int64)
+    ways = {
+        "baseline": offload_of(slots, cache="frequency_static", executor="cpu"),
+        "scheduling": offload_of(slots, cache="frequency_static", executor="list_schedule"),
+        "prefetch": offload_of(slots, cache="lru", executor="cpu", prefetch="impact"),
+        "cache": offload_of(slots, cache="mrs", executor="cpu", prefetch="fill"),
+        "all": offload_of(
+            slots,
+            cache="mrs",
+            executor="list_schedule",
+            prefetch="fill",
+            prefetch_params={"accuracy": (0.9, 0.84, 0.8)},
+        ),
+    }
+    costs = _paced(case.costs(), demand, ways["baseline"], given["decode"]["baseline"], seed)
+    seconds = {name: run(demand, costs, way, seed)[0] for name, way in ways.items()}
+    published = given["decode"]
+    note = f"baseline set to {published['baseline']} s a token"
+    return [
+        Claim(
+            f"HybriMoE decode, {name} over kTransformers",
+            given["source"],
+            "ratio",
+            published["baseline"] / published[name],
+            seconds["baseline"] / seconds[name],
+            0.2,
+            note=note,
+        )
+        for name in ("scheduling", "prefetch", "cache", "all")
+    ]
+
+
+def _paced(costs: Costs, demand: Demand, baseline: Any, target_s: float, seed: int) -> Costs:
+    """Costs whose CPU is so fast that ``baseline`` takes ``target_s``."""
+    cpu = costs.cpu
+    assert cpu is not None
+    without, _ = run(demand, replace(costs, cpu=replace(cpu, seconds=lambda n: 0.0 * n)), baseline, seed)
+    with_cpu, _ = run(demand, costs, baseline, seed)
+    factor = (target_s - without) / (with_cpu - without)
+    times = cpu.seconds
+    return replace(costs, cpu=replace(cpu, seconds=lambda n: factor * times(n)))
+
+
+def _hobbit(data: Data, seed: int) -> list[Claim]:
+    given, source = data["hobbit"], data["hobbit"]["source"]
+    model = model_of("mixtral_8x7b")
+    case = case_of(given["machine"], data["engines"]["llama"], model, Dtypes("fp16", "fp16"), 256)
+    demand = demand_for(model, "deepseek_v2_lite", seed, passes=48)
+    # top-2 weights: the larger evenly between a half and one
+    larger = 0.5 + 0.5 * rng_for(seed, "validate/hobbit").random(demand.ids.shape[:2])
+    weights = np.stack((larger, 1 - larger), axis=-1).astype(np.float32)
+    demand = replace(demand, weights=weights)
+    slots = np.full(demand.num_layers, 2, np.int64)
+    costs = replace(case.costs(), low_precision_fraction=LOW_BITS)
+    plain_s, plain = run(demand, costs, offload_of(slots), seed)
+    mixed_s, mixed = run(demand, costs, offload_of(slots, executor="mixed_precision"), seed)
+    share = plain.busy_ps["host to device"] / float(plain.pass_ends_ps[-1])
+    tally = mixed.tally
+    fates = {"high": tally.loads, "low": tally.low_loads, "skipped": tally.skipped}
+    total = sum(fates.values())
+    dynamic = given["dynamic_loading"]
+    middle = (dynamic["low"] + dynamic["high"]) / 2
+    found = [
+        Claim("HOBBIT share of decode spent loading", source, "fraction", given["load_share"], share, 0.2),
+        Claim(
+            "HOBBIT dynamic loading",
+            source,
+            "ratio",
+            middle,
+            plain_s / mixed_s,
+            0.2,
+            note=f"published {dynamic['low']} to {dynamic['high']}",
+        ),
+    ]
+    return found + [
+        Claim(
+            f"HOBBIT misses, {name}",
+            source,
+            "points",
+            given["loads_percent"][name],
+            100 * count / total,
+            20.0,
+            absolute=True,
+            note="weights of two experts drawn evenly",
+        )
+        for name, count in fates.items()
+    ]
+
+
+def _fate(data: Data, seed: int) -> list[Claim]:
+    given = data["fate"]
+    model = model_of(given["model"])
+    case = case_of(given["machine"], data["engines"]["eager"], model, Dtypes("fp16", "fp16"), 256)
+    demand = demand_for(model, "deepseek_v2_lite", seed)
+    costs = case.costs()
+    small = replace(costs, copy=replace(costs.copy, seconds=float(costs.copy.seconds) * LOW_BITS))
+    layers, experts = demand.num_layers, model.num_experts
+    held = np.full(layers, experts // 2, np.int64)
+    shallow = np.clip((np.linspace(1.5, 0.5, layers) * experts * 0.75).astype(np.int64), 0, experts)
+    on_demand, _ = run(demand, costs, offload_of(np.full(layers, model.top_k, np.int64)), seed)
+    path, _ = run(demand, costs, offload_of(held, cache="lfu", prefetch="history"), seed)
+    ahead = {"accuracy": (0.9715,), "extra": 2}
+    own, done = run(
+        demand,
+        small,
+        offload_of(shallow, cache="arc", prefetch="next_layer_gate", prefetch_params=ahead),
+        seed,
+    )
+    hits = 100 * done.tally.hits / done.tally.lookups
+    source, over = given["source"], given["over"]
+    return [
+        Claim(f"Fate decode over {name}", source, "ratio", published, seconds / own, 0.3)
+        for name, published, seconds in (
+            ("load on demand", over["load_on_demand"], on_demand),
+            ("activation paths", over["activation_path"], path),
+        )
+    ] + [Claim("Fate hit rate", source, "points", given["hits_percent"], hits, 5.0, absolute=True)]
+
+
+def _modes(data: Data, seed: int) -> list[Claim]:
+    """Skipped experts leave attention, router and launches as they are."""
+    given = data["modes"]
+    model = model_of(given["model"])
+    node = node_of({"device": given["device"], "cpu": "xeon_8480c", "sockets": 1, "dram": 3e11, "pcie": 5e10})
+    node = Node(**{**dict(node), "device": load_device(given["device"])})
+    kept = 1 - given["skipped"]
+    found = []
+    for phase, tokens in (("prefill", given["prompt"]), ("decode", 1)):
+        prefill = Segment.prefill(1.0, float(tokens))
+        segment = prefill if phase == "prefill" else Segment.decode(1.0, float(given["prompt"]))
+        costs = costs_of(model, Dtypes(), node, [segment], work=HostWork(), most_tokens=tokens)
+        demand = demand_for(model, "deepseek_v2_lite", seed, tokens=tokens, passes=1 if tokens > 1 else 8)
+        thinned = _skipping(demand, kept, seed)
+        way = offload_of(np.full(demand.num_layers, model.num_experts), cache="frequency_static")
+        ratio = run(demand, costs, way, seed)[0] / run(thinned, costs, way, seed)[0]
+        found.append(Claim(f"MoDES {phase}", given["source"], "ratio", given["speedup"][phase], ratio, 0.3))
+    return found
+
+
+def _skipping(demand: Demand, kept: float, seed: int) -> Demand:
+    """Each choice of a token stays with probability ``kept``; at least one expert a pass and layer."""
+    tokens = rng_for(seed, "validate/modes").binomial(demand.tokens, kept).astype(np.int32)
+    tokens[..., 0] = np.maximum(tokens[..., 0], 1)
+    ids = np.where(tokens > 0, demand.ids, demand.num_experts).astype(np.int32)
+    return replace(demand, tokens=tokens, ids=ids)
