@@ -44,6 +44,7 @@ def _import_registries() -> None:
     import moesim.placement.engine_files  # noqa: PLC0415
     import moesim.placement.registry  # noqa: PLC0415
     import moesim.placement.split_registry  # noqa: PLC0415
+    import moesim.serving.policies  # noqa: PLC0415
     import moesim.steps.overlap  # noqa: PLC0415
     import moesim.traces.formats  # noqa: PLC0415
     import moesim.traces.generators  # noqa: PLC0415

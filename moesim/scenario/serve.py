@@ -13,7 +13,7 @@ from moesim.memory.ledger import Occupancy, ledger
 from moesim.metrics.breakdown import Share
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.result import Metric, Result, Sensitivity
-from moesim.scenario.serve_changes import METRIC, changes_of
+from moesim.scenario.serve_changes import changes_of
 from moesim.scenario.serving import Pool, Serving, build_serving
 from moesim.scenario.views import inputs_of, sources_of_cluster
 from moesim.serving.measures import Measures
@@ -78,7 +78,7 @@ def run_serving(
     metrics = {name: Metric(value, unit, *bands.get(name, ())) for name, (value, unit) in found.items()}
     breakdown = parts[-1]
     headline = WITHOUT if objectives == Objectives() else WITH_OBJECTIVES
-    changes = changes_of(built, found[METRIC][0]) if with_changes else []
+    changes = changes_of(built) if with_changes else []
     result = Result(
         command="run",
         scenario_tree=resolved.tree.data,
@@ -205,7 +205,7 @@ def _bands(built: Serving, sigma: float) -> dict[str, tuple[float, float]]:
     draws = draw_errors(["serving/iteration"], runs, built.scenario.seed)["serving/iteration"]
     found: dict[str, list[float]] = {}
     for draw in np.sort(draws).tolist():
-        measures = built.service(built.iterations(float(np.exp(sigma * draw)))).run()
+        measures = built.service(built.iterations(float(np.exp(sigma * draw)), compared=True)).run()
         drawn = numbers(built.workload, measures, _objectives(built), built.num_devices)
         for name, (value, _) in drawn.items():
             found.setdefault(name, []).append(value)

@@ -15,9 +15,9 @@ METRIC = "mean_e2e_latency_s"
 """Queueing, prompts and decodes all move it, and it does not saturate."""
 
 
-def changes_of(built: Serving, before_s: float) -> list[Sensitivity]:
+def changes_of(built: Serving) -> list[Sensitivity]:
     """Change of the mean latency for every knob, each a whole run, largest gain first."""
-    found = []
+    found, before_s = [], mean_latency_s(built)
     for knob, label, changed in _changed(built):
         try:
             after_s = mean_latency_s(changed)
@@ -29,7 +29,7 @@ def changes_of(built: Serving, before_s: float) -> list[Sensitivity]:
 
 def mean_latency_s(built: Serving) -> float:
     """Mean latency of a request. [s]"""
-    done = built.service(built.iterations()).run()
+    done = built.service(built.iterations(compared=True)).run()
     return float(latencies(built.workload, done).e2e_latency_s.mean())
 
 

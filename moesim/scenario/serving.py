@@ -92,9 +92,12 @@ class Serving:
         """Tokens of the longest sequence. [tokens]"""
         return int((self.workload.input_tokens + self.workload.output_tokens).max())
 
-    def iterations(self, scale: float = 1.0) -> list[Iterations]:
-        """Prices of the iterations of each pool; ``scale`` is a draw of their error."""
-        how = self.scenario.serving.step_times
+    def iterations(self, scale: float = 1.0, *, compared: bool = False) -> list[Iterations]:
+        """Prices of the iterations of each pool.
+
+        ``scale`` is a draw of their error; what is only ``compared`` with other runs is looked up.
+        """
+        how = "memo" if compared else self.scenario.serving.step_times
         return [
             iterations_of(pool.deployment, pool.engine, how=how, longest=self.longest, scale=scale)
             for pool in self.pools

@@ -41,7 +41,6 @@ def test_a_service_end_to_end(tmp_path):
 def test_same_seed_same_bytes_and_exact_beside_memo():
     memo = run_json()
     assert memo == run_json()
-    assert memo != run_json("--seed", "1")
     exact = run_json("--set", "serving.step_times=exact")
     for name in ("p50_tpot_s", "p50_ttft_s", "output_tokens_per_s"):
         assert memo["metrics"][name]["value"] == pytest.approx(exact["metrics"][name]["value"], rel=0.03)
