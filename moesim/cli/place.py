@@ -16,6 +16,7 @@ from moesim.cli.place_inputs import (
     about_of,
     methods_of,
     problem_of,
+    sizes_of,
     traffic_of,
     unseen_of,
 )
@@ -54,6 +55,11 @@ Batches = Annotated[int, typer.Option(min=1, help="Batches of the fit part that 
 SamplingOption = Annotated[
     Literal["scattered", "contiguous"], typer.Option(help="Tokens of a batch: unrelated, or consecutive.")
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Model whose sizes turn counts into bytes; default the trace's, if bundled."),
+]
+ExpertDtype = Annotated[str, typer.Option(help="Format of expert weights, for bytes.")]
 Score = Annotated[str | None, typer.Option(help="Judge the placement of this file, beside the methods.")]
 Present = Annotated[str | None, typer.Option(help="Placement now in use; what moves is counted from it.")]
 FormatOption = Annotated[
@@ -89,6 +95,8 @@ def command(
     batch_tokens: BatchTokens = 64,
     num_batches: Batches = 16,
     batch_sampling: SamplingOption = "scattered",
+    model: Model = None,
+    expert_dtype: ExpertDtype = "bf16",
     score: Score = None,
     present: Present = None,
     scenario: Scenario = None,
@@ -105,8 +113,7 @@ def command(
     _check({"--out": out, "--report": report}, force, format_name)
     asked = Slots(ranks, ranks_per_node, groups, slots, redundant, rank_slots, speeds, hosts)
     judging = Judging(fit_fraction, fit_domain, judge_on or [], batch_tokens, num_batches, batch_sampling)
-    names = method or ([] if score else ["ilp"])
-    chosen = methods_of(names, param or [])
+    chosen = methods_of(method or ([] if score else ["ilp"]), param or [])
     traffic = traffic_of(trace, judging)
     built = None if scenario is None else _scenario(scenario, trace)
     problem, start = _problem(traffic, asked, judging, seed, chosen, (present, format_name), built)
@@ -115,18 +122,16 @@ def command(
         solutions[FILE], seconds[FILE] = _scored(score, format_name, traffic, ranks), 0.0
     judged = _compare(problem, traffic, judging, start, solutions, seed)
     steps = None if built is None else _steps(built, judged)
-    document = document_of(judged, traffic.trace, problem, judging, steps, start_name(present))
+    sizes = sizes_of(traffic, model, expert_dtype)
+    document = document_of(judged, traffic.trace, problem, judging, steps, start_name(present), sizes)
     if not no_timing:
         document["timing"] = {"solve_s": seconds[judged.best], "methods": seconds}
     if json:
         emit_json(document)
     else:
         show(document, seconds)
-    if report is not None:
-        _write_report(document, report)
-    if out is not None:
-        _write(out, format_name, judged, traffic, num_layers)
-    elif not json and score is None:
+    _keep(document, judged, traffic, (report, out), (format_name, num_layers))
+    if out is None and score is None and not json:
         note("add --out FILE to keep the placement, --format for an engine's own file")
 
 
@@ -236,6 +241,21 @@ def _steps(built: Built, judged: Comparison) -> dict[str, dict[str, Any]]:
         name: step_result(built, one.solution.placement).document()["metrics"]
         for name, one in placements.items()
     }
+
+
+def _keep(
+    document: dict[str, Any],
+    judged: Comparison,
+    traffic: Traffic,
+    paths: tuple[Path | None, Path | None],
+    form: tuple[str, int | None],
+) -> None:
+    """Write the page and the placement (format, layers of the model), where they are asked for."""
+    report, out = paths
+    if report is not None:
+        _write_report(document, report)
+    if out is not None:
+        _write(out, form[0], judged, traffic, form[1])
 
 
 def _write_report(document: dict[str, Any], path: Path) -> None:

@@ -153,6 +153,44 @@ def unseen_of(traffic: Traffic, judging: Judging, seed: int) -> Unseen:
     )
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what moves: a token on its way to experts, and the weights of an expert."""
+
+    token_bytes: float
+    expert_bytes: float
+
+
+def sizes_of(traffic: Traffic, model: str | None, expert_dtype: str) -> Sizes | None:
+    """Sizes of a model; without a name those of the trace's model, None where it is not a bundled one.
+
+    Tokens travel in bf16.
+
+    Raises
+    ------
+    InputError
+        No such model or format, or a model of another number of experts.
+    """
+    from moesim.model import Dtypes, bytes_per_element, load  # noqa: PLC0415
+    from moesim.model.load import bundled_name  # noqa: PLC0415
+    from moesim.model.parameters import expert_bytes  # noqa: PLC0415
+
+    name = model if model is not None else bundled_name(traffic.trace.info.model)
+    if name is None:
+        return None
+    spec = load(name, field="--model")
+    if spec.num_experts != traffic.trace.num_experts:
+        if model is None:
+            return None
+        raise InputError.at(
+            "--model", f"{spec.num_experts} experts", f"{traffic.trace.num_experts} as in the trace"
+        )
+    dtypes = Dtypes(experts=expert_dtype)
+    layer = spec.layers[spec.moe_layers[0]]
+    token = spec.hidden_size * bytes_per_element(dtypes.activations)
+    return Sizes(token, expert_bytes(layer, spec.hidden_size, dtypes))
+
+
 def about_of(traffic: Traffic, ranks: int) -> About:
     """What engine files do not say of themselves."""
     from moesim.placement.engine_files import About  # noqa: PLC0415

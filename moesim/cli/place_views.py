@@ -11,13 +11,15 @@ from moesim.cli.output import envelope, metric_rows, note, table
 from moesim.units import fmt_quantity, fmt_seconds
 
 if TYPE_CHECKING:
-    from moesim.cli.place_inputs import Judging
+    from moesim.cli.place_inputs import Judging, Sizes
     from moesim.placement import Problem as PlacementProblem
     from moesim.placement.compare import Comparison, Judged
     from moesim.traces import RoutingTrace
 
 WORST_LAYERS = 5
 STEP_METRICS = ("tpot_s", "prefill_s")
+BYTES = ("rank_expert_bytes", "cross_rank_bytes", "cross_node_bytes", "moved_bytes")
+"""Experts on the fullest rank; dispatch of one token through all layers; weights to load."""
 PARTS = ("fit", "held_out", "batch")
 
 
@@ -28,10 +30,13 @@ def document_of(
     judging: Judging,
     steps: dict[str, dict[str, Any]] | None,
     start: str,
+    sizes: Sizes | None,
 ) -> dict[str, Any]:
     """The command's part of the output contract."""
     best = judged.best
     after, before = judged.summary(judged.methods[best]), judged.summary(judged.before)
+    after |= _bytes(judged.methods[best], sizes)
+    before |= _bytes(judged.before, sizes)
     metrics: dict[str, dict[str, Any]] = {
         "objective": {"value": after["objective"], "unit": "tokens"},
         "lower_bound": {"value": float(judged.bound.sum()), "unit": "tokens"},
@@ -44,9 +49,14 @@ def document_of(
         for when, numbers in (("before", before), ("after", after)):
             unit = {"same_rank_share": "fraction", "nodes_per_token": "nodes"}.get(name, "ranks")
             metrics[f"{name}_{when}"] = {"value": numbers[name], "unit": unit}
+    for name in BYTES if sizes is not None else ():
+        for when, numbers in (("before", before), ("after", after)):
+            metrics[f"{name}_{when}"] = {"value": numbers[name], "unit": "bytes"}
     metrics["regret_fraction"] = {"value": after["regret_fraction"], "unit": "fraction"}
     metrics["moved_experts"] = {"value": after["moved_experts"], "unit": "count"}
-    methods = [{"method": name} | judged.summary(one) for name, one in judged.methods.items()]
+    methods = [
+        {"method": name} | judged.summary(one) | _bytes(one, sizes) for name, one in judged.methods.items()
+    ]
     if steps is not None:
         for one in methods:
             one["step"] = steps[one["method"]]
@@ -77,6 +87,17 @@ def document_of(
         layers=layers,
         views=_views(judged, trace),
     )
+
+
+def _bytes(judged: Judged, sizes: Sizes | None) -> dict[str, float]:
+    """What the counts of a method weigh; nothing where no sizes are known."""
+    if sizes is None:
+        return {}
+    placed, sent = judged.solution.placement, judged.dispatched
+    held = int(placed.rank_slots.sum(axis=0).max())
+    sends = (placed.num_layers * count for count in (sent.cross_rank_tokens, sent.cross_node_tokens))
+    values = [held * sizes.expert_bytes, *(sizes.token_bytes * count for count in sends)]
+    return dict(zip(BYTES, [*values, judged.moved_experts * sizes.expert_bytes], strict=True))
 
 
 def _with_interval(numbers: dict[str, Any], part: str) -> dict[str, Any]:
@@ -121,12 +142,32 @@ def show(document: dict[str, Any], seconds: dict[str, float]) -> None:
     title = f"Best on the fit part: {best}; before = {about['before']} with the same slots"
     table(title, ["metric", "value", "80 % interval"], metric_rows(document["metrics"]), right=[1, 2])
     _show_layers(document)
+    typer.echo(_answer(document))
     for one in document["methods"]:
         own = one["own_objective"]
         if own is not None:
             note(f"{one['method']}: {_own(own)}")
         for remark in one["notes"] if one["method"] == best or own is not None else ():
             note(f"{one['method']}: {remark}")
+
+
+def _answer(document: dict[str, Any]) -> str:
+    """What to do, in a sentence or two."""
+    after = next(one for one in document["methods"] if one["method"] == document["method"])
+    before = document["before"]
+    part = "imbalance_ratio_held_out"
+    text = (
+        f"{after['method']} instead of {document['problem']['before']}: the busiest rank of unseen traffic "
+        f"falls from {before[part]:.2f} to {after[part]:.2f} times the mean; "
+        f"{after['moved_experts']} experts are loaded."
+    )
+    calmest = min(document["methods"], key=lambda one: float(one["imbalance_ratio_batch"]))
+    if calmest["method"] != after["method"]:
+        text += (
+            f" In single batches {calmest['method']} is calmer: {calmest['imbalance_ratio_batch']:.2f} "
+            f"against {after['imbalance_ratio_batch']:.2f}."
+        )
+    return text
 
 
 def _show_methods(document: dict[str, Any], seconds: dict[str, float]) -> None:
