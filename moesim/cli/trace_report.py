@@ -51,7 +51,7 @@ def report(
         drawn = {"recorded": held_out, **made}
         shown.append(
             {
-                "label": held_out.info.model[:60],
+                "label": _label(name, held_out.info.model),
                 "source": held_out.info.source[:300],
                 "names": list(made),
                 "rows": rows,
@@ -61,3 +61,10 @@ def report(
         )
     write_trace_page({"traces": shown}, out, heading="Recorded routing and its stand-ins")
     note(f"wrote {out}")
+
+
+def _label(trace: str, model: str) -> str:
+    """What a column is headed by: the model, or the file where the recorder did not name one."""
+    from moesim.traces.interchange import UNKNOWN_MODEL  # noqa: PLC0415
+
+    return (Path(trace).stem if model in ("", UNKNOWN_MODEL) else model)[:60]

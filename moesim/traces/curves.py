@@ -55,23 +55,23 @@ def domain_distance(trace: RoutingTrace) -> dict[str, Any]:
 
 
 def _drift(trace: RoutingTrace) -> Curve:
-    """Mean cosine of loads of windows of one domain that lie 1, 2, 4 ... windows apart."""
-    count = trace.num_tokens // DRIFT_WINDOW
-    rows = trace.expert_ids[: count * DRIFT_WINDOW].reshape(count, DRIFT_WINDOW, *trace.expert_ids.shape[1:])
-    first = trace.domain_index[: count * DRIFT_WINDOW : DRIFT_WINDOW]
-    last = trace.domain_index[DRIFT_WINDOW - 1 : count * DRIFT_WINDOW : DRIFT_WINDOW]
-    loads = np.zeros((count, trace.num_layers, trace.num_experts), np.int64)
-    for index, window in enumerate(rows):
-        loads[index] = count_experts(window, trace.num_experts)
-    apart, found = [], []
-    for step in (2**i for i in range(count.bit_length()) if 2**i < count):
-        same = (
-            (first[:-step] == last[:-step]) & (first[step:] == last[step:]) & (first[:-step] == first[step:])
-        )
-        if same.any():
-            apart.append(DRIFT_WINDOW * step)
-            found.append(cosine_fraction(loads[:-step][same], loads[step:][same]).mean())
-    return _curve(apart, np.array(found))
+    """Mean cosine of loads of windows of one domain that lie 1, 2, 4 ... of its windows apart.
+
+    The tokens of a domain are taken as one stream, so that how a trace mixes domains does not count.
+    """
+    found: dict[int, list[Floats]] = {}
+    for domain in range(len(trace.info.domains)):
+        rows = np.flatnonzero(trace.domain_index == domain)
+        count = rows.size // DRIFT_WINDOW
+        loads = np.zeros((count, trace.num_layers, trace.num_experts), np.int64)
+        for index in range(count):
+            window = trace.expert_ids[rows[index * DRIFT_WINDOW : (index + 1) * DRIFT_WINDOW]]
+            loads[index] = count_experts(window, trace.num_experts)
+        for step in (2**i for i in range(count.bit_length()) if 2**i < count):
+            cosines = cosine_fraction(loads[:-step], loads[step:]).mean(axis=1)
+            found.setdefault(DRIFT_WINDOW * step, []).append(cosines)
+    apart = sorted(found)
+    return _curve(apart, np.array([np.concatenate(found[step]).mean() for step in apart]))
 
 
 def _curve(x: Sequence[float], y: Floats) -> Curve:

@@ -17,6 +17,8 @@ from moesim.traces.description import DECODE, MAX_EXPERTS, PREFILL, TraceInfo, e
 from moesim.traces.routing import Counts, ExpertCounts, RoutingTrace
 from moesim.traces.store import verify_trace
 
+UNKNOWN_MODEL = "unknown"
+"""Model of a trace whose file names none."""
 EMPTY = -1
 """Mark of an empty slot in the signed ids that readers hand over."""
 
@@ -154,7 +156,7 @@ def build_trace(
     if len(domains) > np.iinfo(np.uint8).max:
         raise fault(path, f"{len(domains)} domains; accepted: at most {np.iinfo(np.uint8).max}", "domain")
     info = TraceInfo(
-        model=hints.model or "unknown",
+        model=hints.model or UNKNOWN_MODEL,
         num_experts=num_experts,
         layer_indices=tuple(int(i) for i in layer_indices),
         source="; ".join(part for part in (said, hints.source) if part),
@@ -195,7 +197,7 @@ def build_counts(
     if hints.num_experts not in (None, counts.shape[2]):
         raise fault(path, f"{counts.shape[2]} experts; accepted: {hints.num_experts}", "counts")
     info = TraceInfo(
-        model=hints.model or "unknown",
+        model=hints.model or UNKNOWN_MODEL,
         num_experts=counts.shape[2],
         layer_indices=tuple(int(i) for i in layer_indices),
         source="; ".join(part for part in (said, hints.source) if part),
