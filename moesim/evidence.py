@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 Grade: TypeAlias = Literal["measured", "interpolated", "fitted", "roofline", "assumed"]
 GRADES: tuple[Grade, ...] = ("measured", "interpolated", "fitted", "roofline", "assumed")
@@ -23,6 +24,12 @@ Seconds: TypeAlias = float | NDArray[np.float64]
 
 BAND_QUANTILES = (0.10, 0.90)
 """The reported band holds 80 % of the samples."""
+
+BAND_FRACTION = 0.8
+BAND_Z = 1.2815515655446004
+"""Standard normal quantile of 90 %: half-width of the 80 % band in sigmas."""
+
+LEAST_SIGMA = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,3 +76,45 @@ def shares_by_grade(seconds_by_grade: Mapping[Grade, float]) -> dict[Grade, floa
     """Fractions of the total time by grade, strongest first, absent grades left out."""
     total = sum(seconds_by_grade.values())
     return {g: seconds_by_grade[g] / total for g in GRADES if total > 0 and seconds_by_grade.get(g, 0.0) > 0}
+
+
+class Score(BaseModel):
+    """Errors on rows that no parameter saw.
+
+    Attributes
+    ----------
+    num_rows : int
+        Rows tested. [-]
+    median_ape, p90_ape : float
+        Quantiles of |predicted - measured| / measured. [-]
+    bias : float
+        Median of ln(predicted / measured). [-]
+    coverage : float
+        Fraction of rows inside the 80 % band. [-]
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_rows: int = Field(ge=0)
+    median_ape: float
+    p90_ape: float
+    bias: float
+    coverage: float
+
+    @classmethod
+    def of(cls, error: NDArray[np.float64], sigma: NDArray[np.float64] | float) -> Score:
+        """From ln(predicted / measured) of each row, ``(row,)``, and the sigma of its band."""
+        ape = np.abs(np.expm1(error))
+        return cls(
+            num_rows=len(error),
+            median_ape=float(np.median(ape)),
+            p90_ape=float(np.quantile(ape, 0.9)),
+            bias=float(np.median(error)),
+            coverage=float(np.mean(np.abs(error) <= BAND_Z * sigma)),
+        )
+
+
+def covering_sigma(absolute_error: NDArray[np.float64]) -> float:
+    """Sigma whose 80 % band holds 80 % of the errors, a little more when there are few."""
+    few = min(BAND_FRACTION * (1 + 1 / max(len(absolute_error), 1)), 1.0)
+    return max(float(np.quantile(absolute_error, few)) / BAND_Z, LEAST_SIGMA)

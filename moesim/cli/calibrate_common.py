@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from moesim.cli.output import emit_json, envelope, note, table
 
 if TYPE_CHECKING:
-    from moesim.kernels.fit_file import DeviceFits, Fit, Score
+    from moesim.evidence import Score
+    from moesim.kernels.fit_file import DeviceFits, Fit
 
 FITS = "calibration/fits"
 MEASUREMENTS = "calibration/measurements"

@@ -12,7 +12,8 @@ from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, table
 from moesim.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from moesim.network.fit_file import Errors, NetworkFits
+    from moesim.evidence import Score
+    from moesim.network.fit_file import NetworkFits
 
 Devices = Annotated[list[str] | None, typer.Argument(help="Devices with network fits; all if left out.")]
 Refit = Annotated[
@@ -118,7 +119,7 @@ def _family(library: str) -> str:
     return library if library in {"nccl", "gloo"} else "custom all-reduce"
 
 
-def _row(fits: NetworkFits, family: str, what: str, split: str, errors: Errors) -> dict[str, Any]:
+def _row(fits: NetworkFits, family: str, what: str, split: str, errors: Score) -> dict[str, Any]:
     return {"device": fits.device, "family": family, "what": what, "left_out": split} | errors.model_dump()
 
 

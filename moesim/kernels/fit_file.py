@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moesim.errors import InputError
-from moesim.evidence import Grade
+from moesim.evidence import Grade, Score
 from moesim.files import find, listed
 from moesim.files.document import read_document, write_document
 from moesim.kernels.forms.correction import Correction
@@ -24,28 +24,6 @@ REGIMES: tuple[Regime, ...] = ("launch", "memory", "compute")
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Score(_Frozen):
-    """Errors on rows that no parameter saw.
-
-    Attributes
-    ----------
-    num_rows : int
-        Rows tested. [-]
-    median_ape, p90_ape : float
-        Quantiles of |predicted - measured| / measured. [-]
-    bias : float
-        Median of ln(predicted / measured). [-]
-    coverage : float
-        Fraction of rows inside the 80 % band. [-]
-    """
-
-    num_rows: int = Field(ge=0)
-    median_ape: float
-    p90_ape: float
-    bias: float
-    coverage: float
 
 
 class Fit(_Frozen):

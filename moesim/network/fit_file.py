@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from moesim.evidence import Grade
+from moesim.evidence import Grade, Score
 from moesim.files import find, listed
 from moesim.files.document import read_document, write_document
 from moesim.network.forms import FORMS
@@ -33,40 +32,6 @@ TRANSFER_SIGMA_RATIO = 2.0
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Errors(_Frozen):
-    """Errors on rows that no parameter saw.
-
-    Attributes
-    ----------
-    num_rows : int
-        Rows tested. [-]
-    median_ape, p90_ape : float
-        Quantiles of |predicted - measured| / measured. [-]
-    bias : float
-        Median of ln(predicted / measured). [-]
-    coverage : float
-        Fraction of rows inside the 80 % band. [-]
-    """
-
-    num_rows: int = Field(ge=0)
-    median_ape: float
-    p90_ape: float
-    bias: float
-    coverage: float
-
-    @classmethod
-    def of(cls, error: NDArray[np.float64], width: NDArray[np.float64] | float) -> Errors:
-        """From ln(predicted / measured) and the half-width of the band, ``(row,)``."""
-        ape = np.abs(np.expm1(error))
-        return cls(
-            num_rows=len(error),
-            median_ape=float(np.median(ape)),
-            p90_ape=float(np.quantile(ape, 0.9)),
-            bias=float(np.median(error)),
-            coverage=float(np.mean(np.abs(error) <= width)),
-        )
 
 
 class RankCurve(_Frozen):
@@ -111,10 +76,10 @@ class CollectiveFit(_Frozen):
         By rising number of ranks.
     num_rows : int
         Measured.
-    held_out : Errors
+    held_out : Score
         A third of the sizes of each (ranks, datatype) curve at a time; the same size of the other
         datatype may have been seen.
-    sizes_left_out : Errors
+    sizes_left_out : Score
         The same where the size was seen with no datatype.
     decades : dict
         ``held_out`` by power of ten of the payload.
@@ -124,10 +89,10 @@ class CollectiveFit(_Frozen):
     library: str
     curves: tuple[RankCurve, ...] = Field(min_length=1)
     num_rows: int
-    held_out: Errors
-    sizes_left_out: Errors
-    decades: dict[str, Errors]
-    decades_left_out: dict[str, Errors]
+    held_out: Score
+    sizes_left_out: Score
+    decades: dict[str, Score]
+    decades_left_out: dict[str, Score]
     evidence: str
 
 
@@ -147,7 +112,7 @@ class ExchangeFit(_Frozen):
     seen : dict
         ``{quantity: (least, most)}`` of the rows fitted.
     ranks_left_out : dict
-        Errors on each number of ranks after fitting the others.
+        Score on each number of ranks after fitting the others.
     """
 
     kernel: str
@@ -161,8 +126,8 @@ class ExchangeFit(_Frozen):
     seen: dict[str, tuple[float, float]]
     num_rows: int
     num_fitted_rows: int
-    held_out: Errors
-    ranks_left_out: dict[str, Errors] = Field(default_factory=dict)
+    held_out: Score
+    ranks_left_out: dict[str, Score] = Field(default_factory=dict)
     evidence: str
 
     @model_validator(mode="after")
@@ -222,8 +187,8 @@ class NetworkFits(_Frozen):
         return next((f for f in self.exchanges if f.key == wanted), None)
 
 
-def pooled(parts: Sequence[Mapping[str, Errors]]) -> dict[str, dict[str, float]]:
-    """Errors of several curves by decade: means weighted by rows, and the worst curve's median."""
+def pooled(parts: Sequence[Mapping[str, Score]]) -> dict[str, dict[str, float]]:
+    """Score of several curves by decade: means weighted by rows, and the worst curve's median."""
     found: dict[str, dict[str, float]] = {}
     for decade in sorted({decade for part in parts for decade in part}):
         own = [part[decade] for part in parts if decade in part]

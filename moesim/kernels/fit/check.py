@@ -9,10 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.evidence import Score
 from moesim.hardware.schema import Device
 from moesim.kernels.fit.optimise import Solution, form_parts, predict_s, subsample
 from moesim.kernels.fit.protocol import SMALL_TABLE_ROWS, random_split, regimes, score
-from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit, Score
+from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit
 from moesim.kernels.forms.correction import SIDE, coordinates
 from moesim.kernels.forms.families import FORMS, variant_of
 from moesim.kernels.measured import MeasuredTable

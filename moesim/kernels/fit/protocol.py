@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.evidence import rng_for
+from moesim.evidence import BAND_Z, Score, covering_sigma, rng_for
 from moesim.hardware.schema import Device
 from moesim.kernels.fit.correction import Learnt, learn
 from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, form_parts, predict_s
-from moesim.kernels.fit_file import REGIMES, Fit, Regime, Score
+from moesim.kernels.fit_file import REGIMES, Fit, Regime
 from moesim.kernels.forms.families import form_of
 from moesim.kernels.forms.regime import regime_of
 from moesim.kernels.measured import IN_EXPERT_ORDER, MeasuredTable
@@ -35,10 +35,6 @@ PROTOCOL_ROWS = 600
 OUTLIER = 0.7
 """|ln residual| of a row that is called an outlier and counted, never silently left out of a score."""
 
-BAND_FRACTION = 0.8
-BAND_Z = 1.2815515655446004
-"""Standard normal quantile of 90 %: half-width of the 80 % band in sigmas."""
-
 LARGEST = 0.8
 LARGER_FROM = 0.8
 FAR_LARGER_FROM = 0.5
@@ -48,7 +44,6 @@ UNTESTED_RATIO, MOST_RATIO = 1.5, 4.0
 """Widening beyond the shapes seen where it was not tested; the most that is believed."""
 
 LEAST_REGIME_ROWS = 25
-LEAST_SIGMA = 0.02
 
 
 class _Unseen(NamedTuple):
@@ -106,7 +101,7 @@ def fit_table(
         num_rows=table.num_rows,
         num_fitted_rows=int(train.sum()),
         num_dropped_rows=int((np.abs(residuals) > OUTLIER).sum()),
-        held_out=_score_of(unseen.error, unseen.width),
+        held_out=Score.of(unseen.error, unseen.width),
         regimes=_by_regime(unseen),
         new_shapes=new_shapes,
         larger_shapes=larger,
@@ -156,32 +151,15 @@ def _sigma_of(error: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[Regim
     return sigma
 
 
-def covering_sigma(absolute_error: NDArray[np.float64]) -> float:
-    """Sigma whose 80 % band holds 80 % of the errors, a little more when there are few."""
-    few = min(BAND_FRACTION * (1 + 1 / max(len(absolute_error), 1)), 1.0)
-    return max(float(np.quantile(absolute_error, few)) / BAND_Z, LEAST_SIGMA)
-
-
-def _score_of(error: NDArray[np.float64], width: NDArray[np.float64]) -> Score:
-    ape = np.abs(np.expm1(error))
-    return Score(
-        num_rows=len(error),
-        median_ape=float(np.median(ape)),
-        p90_ape=float(np.quantile(ape, 0.9)),
-        bias=float(np.median(error)),
-        coverage=float(np.mean(np.abs(error) <= BAND_Z * width)),
-    )
-
-
 def score(solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float]) -> Score:
     """Errors of a solution on rows, and how many lie in its band."""
     rows = _unseen(solution, table, device, sigma)
-    return _score_of(rows.error, rows.width)
+    return Score.of(rows.error, rows.width)
 
 
 def _by_regime(unseen: _Unseen) -> dict[Regime, Score]:
     found = [(regime, unseen.kinds == regime) for regime in REGIMES]
-    return {regime: _score_of(unseen.error[own], unseen.width[own]) for regime, own in found if own.any()}
+    return {regime: Score.of(unseen.error[own], unseen.width[own]) for regime, own in found if own.any()}
 
 
 def _unseen(solution: Solution, table: MeasuredTable, device: Device, sigma: dict[Regime, float]) -> _Unseen:
@@ -244,7 +222,7 @@ def _side_score(
         return None, UNTESTED_RATIO
     own = learn(table.at(train), device, max_rows=PROTOCOL_ROWS)
     rows = _unseen(own.solution, table.at(test), device, regime_sigma(own, device))
-    found = _score_of(rows.error, rows.width)
+    found = Score.of(rows.error, rows.width)
     if not widens:
         return found, 1.0
     relative = np.abs(rows.error) / rows.width

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.evidence import rng_for
+from moesim.evidence import BAND_Z, covering_sigma, rng_for
 from moesim.hardware.schema import Device
 from moesim.kernels.choose import Transfer
 from moesim.kernels.fit.optimise import Prior, Solution, fit_rows, predict_s, subsample
-from moesim.kernels.fit.protocol import BAND_Z, covering_sigma
 from moesim.kernels.fit_file import DeviceFits, Fit
 from moesim.kernels.forms.families import FORMS, variant_of
 from moesim.kernels.measured import MeasuredTable

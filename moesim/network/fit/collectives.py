@@ -1,6 +1,6 @@
 """Curves of collectives: a non-decreasing log-log line for each number of ranks, datatypes apart by a factor.
 
-Errors are counted on sizes held out: a third of the inner sizes of every (ranks, datatype) curve at a
+Score are counted on sizes held out: a third of the inner sizes of every (ranks, datatype) curve at a
 time, the ends always fitted, for a collective is not extrapolated. Once with the other datatype's row of
 that size in the fit (NCCL moves bytes, so the rows are near), once without.
 """
@@ -12,18 +12,15 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.evidence import Score, covering_sigma
 from moesim.network.fit.monotone import fit_monotone, ramp_basis
 from moesim.network.fit.tables import Table
-from moesim.network.fit_file import CollectiveFit, Errors, RankCurve
+from moesim.network.fit_file import CollectiveFit, RankCurve
 
 Floats = NDArray[np.float64]
 
 KNOTS_PER_DECADE = 2.0
 FOLDS = 3
-BAND_FRACTION, BAND_Z = 0.8, 1.2815515655446004
-"""Share of rows inside the band, and half its width in sigmas."""
-
-LEAST_SIGMA = 0.02
 LEAST_ROWS = 5
 
 
@@ -99,7 +96,7 @@ def _fit(collective: str, library: str, tables: list[Table]) -> CollectiveFit | 
         size.append(points.payload[inner])
         errors.append(error)
         strict.append(left_out)
-        widths.append(np.full(len(error), BAND_Z * sigma))
+        widths.append(np.full(len(error), sigma))
     if not curves:
         return None
     sizes, error, width, out = (np.concatenate(parts) for parts in (size, errors, widths, strict))
@@ -108,8 +105,8 @@ def _fit(collective: str, library: str, tables: list[Table]) -> CollectiveFit | 
         library=library,
         curves=tuple(curves),
         num_rows=sum(table.num_rows for table in tables),
-        held_out=Errors.of(error, width),
-        sizes_left_out=Errors.of(out, width),
+        held_out=Score.of(error, width),
+        sizes_left_out=Score.of(out, width),
         decades=_by_decade(sizes, error, width),
         decades_left_out=_by_decade(sizes, out, width),
         evidence="fitted: " + tables[0].evidence,
@@ -132,14 +129,8 @@ def left_out_rows(tables: Iterable[Table]) -> Iterator[tuple[str, str, float, fl
                     yield library, split, size, value
 
 
-def _by_decade(sizes: Floats, error: Floats, width: Floats) -> dict[str, Errors]:
+def _by_decade(sizes: Floats, error: Floats, width: Floats) -> dict[str, Score]:
     decade = np.floor(np.log10(sizes)).astype(int)
     return {
-        f"1e{power}": Errors.of(error[decade == power], width[decade == power]) for power in np.unique(decade)
+        f"1e{power}": Score.of(error[decade == power], width[decade == power]) for power in np.unique(decade)
     }
-
-
-def covering_sigma(absolute_error: Floats) -> float:
-    """Sigma whose 80 % band holds 80 % of the errors, a little more where they are few."""
-    share = min(BAND_FRACTION * (1 + 1 / max(len(absolute_error), 1)), 1.0)
-    return max(float(np.quantile(absolute_error, share)) / BAND_Z, LEAST_SIGMA)

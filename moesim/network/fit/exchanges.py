@@ -12,11 +12,10 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.evidence import rng_for
-from moesim.network.fit.collectives import BAND_Z, covering_sigma
+from moesim.evidence import Score, covering_sigma, rng_for
 from moesim.network.fit.least_squares import fit_positive
 from moesim.network.fit.tables import Table
-from moesim.network.fit_file import Errors, ExchangeFit
+from moesim.network.fit_file import ExchangeFit
 from moesim.network.forms import FORMS, Form, Moved
 
 Floats = NDArray[np.float64]
@@ -86,7 +85,7 @@ def _fit(table: Table, scale_up: float, nic: float) -> ExchangeFit:
         seen=_seen(table),
         num_rows=table.num_rows,
         num_fitted_rows=int(train.sum()),
-        held_out=Errors.of(error[tested], BAND_Z * sigma),
+        held_out=Score.of(error[tested], sigma),
         ranks_left_out=_left_out(form, moved, table, sigma),
         evidence="fitted: " + table.evidence,
     )
@@ -148,8 +147,8 @@ def _each_left_out(form: Form, moved: Moved, table: Table) -> Floats:
     return error
 
 
-def _left_out(form: Form, moved: Moved, table: Table, sigma: float) -> dict[str, Errors]:
-    """Errors on each number of ranks after fitting all others."""
+def _left_out(form: Form, moved: Moved, table: Table, sigma: float) -> dict[str, Score]:
+    """Score on each number of ranks after fitting all others."""
     ranks = table.columns["num_ranks"]
     sizes = np.unique(ranks)
     if len(sizes) < 3:
@@ -159,7 +158,7 @@ def _left_out(form: Form, moved: Moved, table: Table, sigma: float) -> dict[str,
         others = ranks != size
         parameters = _parameters(form, moved, table.seconds, others, table)
         error = _error(form, moved, table.seconds, parameters)[ranks == size]
-        found[f"{size:.0f}"] = Errors.of(error, BAND_Z * sigma)
+        found[f"{size:.0f}"] = Score.of(error, sigma)
     return found
 
 

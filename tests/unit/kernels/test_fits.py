@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from moesim.errors import InputError
-from moesim.evidence import rng_for
+from moesim.evidence import covering_sigma, rng_for
 from moesim.hardware import load_device
 from moesim.kernels.fit.device import engines_of, fit_device, slow_kernels
 from moesim.kernels.fit.optimise import Prior, fit_rows, predict_s, subsample
-from moesim.kernels.fit.protocol import covering_sigma, fit_table, random_split, shape_split
+from moesim.kernels.fit.protocol import fit_table, random_split, shape_split
 from moesim.kernels.fit_file import DeviceFits, load_fits, write_fits
 from moesim.kernels.forms.families import form_of
 from moesim.kernels.forms.gemm import GemmChoice, GemmParameters
