@@ -20,11 +20,11 @@ from moesim.serving.step_times import Floats, StepShape, stacked
 
 Cell = tuple[int, ...]
 Corners = list[float]
-Point = tuple[float, float, float, float, float]
+Point = tuple[float, ...]
 
-TILE = (1, 1, 4, 2, 3)
+TILE = (1, 1, 4, 2, 4)
 """Cells of a tile along each coordinate: what one pass prices together."""
-DECODE_TILE = (1, 1, 8, 6, 3)
+DECODE_TILE = (8, 6, 4)
 PROBES = 512
 """Most shapes whose look-up is compared with the step times."""
 
@@ -64,56 +64,60 @@ class Memo:
     def __init__(self, exact: Exact, *, max_tokens: int, max_decodes: int, max_context: int) -> None:
         self.exact = exact
         self.num_ranks = exact.step_times.num_ranks
-        fill = [1.0 / self.num_ranks, 0.25, 0.5, 0.75, 1.0] if self.num_ranks > 1 else [0.0, 1.0]
-        self._axes: tuple[list[float], ...] = (
+        axes = [
             _ladder(max_tokens, 16, 2),
             _ladder(max_context, 16, 1),
             _ladder(max_decodes, 1, 4),
             _ladder(max_context, 64, 1),
-            sorted({value for value in fill if value >= fill[0]}),
-        )
-        self._values: dict[tuple[int, ...], float] = {}
-        self._cells: dict[Cell, Corners] = {}
-        self._decode_cells: dict[Cell, Corners] = {}
+        ]
+        if self.num_ranks > 1:
+            least = 1.0 / self.num_ranks
+            axes.append([least, *(share for share in (0.25, 0.5, 0.75) if share > least), 1.0])
+        self._axes = tuple(axes)
+        self._values: dict[Cell, float] = {}
+        self._mixed = _Grid(axes, TILE)
+        self._decodes = _Grid(axes[2:], DECODE_TILE)
         self._probes: dict[Cell, tuple[Prefill, PerRank, PerRank]] = {}
 
     def one(self, prefill: Prefill, decodes: PerRank, contexts: PerRank) -> float:
         """Seconds of one iteration."""
-        if self.num_ranks == 1:
-            assert isinstance(decodes, int) and isinstance(contexts, int)  # noqa: PT018 - one rank
-            tokens = prefill.tokens
-            assert isinstance(tokens, int)  # one rank
-            if tokens == 0:
-                return self._decode(decodes, contexts / decodes if decodes else 0.0, 1.0, decodes, contexts)
-            keys = float(prefill.context_products + 0.5 * prefill.squares) / tokens
-            context = contexts / decodes if decodes else 0.0
-            return self._mixed((tokens, keys, decodes, context, 1.0), (prefill, decodes, contexts))
-        return self._of_ranks(prefill, decodes, contexts)
+        if self.num_ranks > 1:
+            return self._of_ranks(prefill, decodes, contexts)
+        assert isinstance(decodes, int)  # one rank
+        assert isinstance(contexts, int)
+        context = contexts / decodes if decodes else 0.0
+        asked = (prefill, decodes, contexts)
+        if prefill.tokens == 0:
+            return self._look_up(self._decodes, (decodes, context), asked)
+        keys = float(prefill.context_products + 0.5 * prefill.squares) / float(prefill.tokens)
+        return self._look_up(self._mixed, (float(prefill.tokens), keys, decodes, context), asked)
 
     def run(self, decodes: PerRank, contexts: NDArray[np.int64]) -> Floats:
         """Seconds of a run of decode iterations."""
+        rest: tuple[float, ...] = ()
         if self.num_ranks == 1:
-            assert isinstance(decodes, int)
-            most, fill, sums = decodes, 1.0, contexts
+            assert isinstance(decodes, int)  # one rank
+            most, sums = decodes, contexts
         else:
             ranks = np.asarray(decodes)
             most = int(ranks.max())
-            fill = int(ranks.sum()) / (ranks.size * max(most, 1))
+            rest = (int(ranks.sum()) / (ranks.size * max(most, 1)),)
             sums = contexts.max(axis=1)
         means = sums / most if most else np.zeros(len(sums))
-        axis = self._axes[3]
+        axis, inner = self._decodes.axes[1], self._decodes.inner[1]
         # contexts only grow in a run, so that each cell is one stretch of it
-        first, last = (_place(axis, float(means[end])) for end in (0, -1))
+        first, last = (bisect_right(inner, float(means[end])) - 1 for end in (0, -1))
         cuts = np.searchsorted(means, axis[first + 1 : last + 1]).tolist()
         result = np.empty(len(means))
         for start, stop in zip([0, *cuts], [*cuts, len(means)], strict=True):
             if start == stop:
                 continue
-            cell, corners = self._decode_cell(most, float(means[start]), fill)
+            place = self._decodes.place((most, float(means[start]), *rest))
             middle = contexts[(start + stop) // 2]
-            self._probes[cell] = (NOTHING, decodes, int(middle) if self.num_ranks == 1 else middle)
-            weights = self._weights((0.0, 0.0, most, means[start:stop], fill), cell)
-            result[start:stop] = _blend(corners, weights[2:])
+            self._probes[place] = (NOTHING, decodes, int(middle) if self.num_ranks == 1 else middle)
+            corners = self._corners(self._decodes, place)
+            weights = self._decodes.weights((most, means[start:stop], *rest), place)
+            result[start:stop] = _blend(corners, weights)
         return result
 
     def error(self) -> MemoError:
@@ -139,72 +143,52 @@ class Memo:
         ranks, sums = np.asarray(decodes), np.asarray(contexts)
         most = int(ranks.max())
         context = int(sums.max()) / most if most else 0.0
+        asked = (prefill, decodes, contexts)
         if prefill is NOTHING:
             fill = int(ranks.sum()) / (ranks.size * max(most, 1))
-            return self._decode(most, context, fill, decodes, contexts)
+            return self._look_up(self._decodes, (most, context, fill), asked)
         new = np.asarray(prefill.tokens)
         each = new + ranks
         tokens = int(new.max())
         fill = int(each.sum()) / (ranks.size * max(int(each.max()), 1))
         attended = float((prefill.context_products + 0.5 * np.asarray(prefill.squares)).max())
-        return self._mixed((tokens, attended / tokens, most, context, fill), (prefill, decodes, contexts))
+        return self._look_up(self._mixed, (tokens, attended / tokens, most, context, fill), asked)
 
-    def _decode(self, most: int, context: float, fill: float, decodes: PerRank, contexts: PerRank) -> float:
-        cell, corners = self._decode_cell(most, context, fill)
-        self._probes[cell] = (NOTHING, decodes, contexts)
-        return float(_blend(corners, self._weights((0.0, 0.0, most, context, fill), cell)[2:]))
+    def _look_up(self, grid: _Grid, point: Point, asked: tuple[Prefill, PerRank, PerRank]) -> float:
+        place = grid.place(point)
+        # cells of decodes alone have shorter names than those with prompts
+        self._probes[place] = asked
+        corners = grid.cells.get(place) or self._corners(grid, place)
+        return float(_blend(corners, grid.weights(point, place)))
 
-    def _decode_cell(self, most: int, context: float, fill: float) -> tuple[Cell, Corners]:
-        axes = self._axes
-        cell: Cell = (0, 0, _place(axes[2], most), _place(axes[3], context), _place(axes[4], fill))
-        corners = self._decode_cells.get(cell)
-        if corners is None:
-            nodes = list(product((0,), (0,), *((i, i + 1) for i in cell[2:])))
-            self._fill(nodes, cell, DECODE_TILE)
-            corners = self._decode_cells[cell] = [self._values[node] for node in nodes]
-        return cell, corners
-
-    def _mixed(self, point: Point, asked: tuple[Prefill, PerRank, PerRank]) -> float:
-        cell = tuple(_place(axis, value) for axis, value in zip(self._axes, point, strict=True))
-        corners = self._cells.get(cell)
-        if corners is None:
-            nodes = list(product(*((i, i + 1) for i in cell)))
-            self._fill(nodes, cell, TILE)
-            corners = self._cells[cell] = [self._values[node] for node in nodes]
-        # kept apart from the cells of decodes alone
-        self._probes[(cell[0] + 1, *cell[1:])] = asked
-        return float(_blend(corners, self._weights(point, cell)))
-
-    def _weights(self, point: Sequence[float | Floats], cell: Cell) -> list[float | Floats]:
-        return [
-            (value - axis[i]) / (axis[i + 1] - axis[i])
-            for axis, value, i in zip(self._axes, point, cell, strict=True)
-        ]
-
-    def _fill(self, wanted: list[tuple[int, ...]], cell: Cell, tile: Sequence[int]) -> None:
-        """Price the nodes of a cell, and with them those of its tile."""
-        if all(node in self._values for node in wanted):
-            return
-        ranges = []
-        for axis, (i, width) in enumerate(zip(cell, tile, strict=True)):
-            if wanted[0][axis] == wanted[-1][axis]:
-                ranges.append(range(wanted[0][axis], wanted[0][axis] + 1))
-                continue
-            first = i // width * width
-            ranges.append(range(first, min(first + width + 1, len(self._axes[axis]))))
-        nodes = [node for node in product(*ranges) if node not in self._values]
-        shapes = self._shapes(np.array(nodes))
-        self._values.update(zip(nodes, self.exact.of(shapes).tolist(), strict=True))
+    def _corners(self, grid: _Grid, place: Cell) -> Corners:
+        """Values at the corners of a cell; where one is missing its whole tile is priced."""
+        known = grid.cells.get(place)
+        if known is not None:
+            return known
+        prefix = (0,) * (len(self._axes) - len(place))
+        nodes = [(*prefix, *node) for node in product(*((i, i + 1) for i in place))]
+        if any(node not in self._values for node in nodes):
+            ranges = [
+                range(i // width * width, min(i // width * width + width + 1, len(axis)))
+                for i, width, axis in zip(place, grid.tile, grid.axes, strict=False)
+            ]
+            tile = [(*prefix, *node) for node in product(*ranges)]
+            missing = [node for node in tile if node not in self._values]
+            prices = self.exact.of(self._shapes(np.array(missing)))
+            self._values.update(zip(missing, prices.tolist(), strict=True))
+        corners = grid.cells[place] = [self._values[node] for node in nodes]
+        return corners
 
     def _shapes(self, nodes: NDArray[np.int64]) -> StepShape:
         """Grid points as shapes: the first rank is the fullest, the others share the rest evenly."""
-        tokens, keys, decodes, context, fill = (
+        tokens, keys, decodes, context, *fill = (
             np.asarray(axis)[nodes[:, i]][:, None] for i, axis in enumerate(self._axes)
         )
         ranks = self.num_ranks
         share = np.ones((len(nodes), ranks))
         if ranks > 1:
-            share[:, 1:] = np.clip((ranks * fill - 1) / (ranks - 1), 0.0, 1.0)
+            share[:, 1:] = np.clip((ranks * fill[0] - 1) / (ranks - 1), 0.0, 1.0)
         tokens, decodes = tokens * share, decodes * share
         # one chunk with the cache before it that gives as many keys, or several chunks alike
         length = np.minimum(tokens, np.maximum(2 * keys, 1.0))
@@ -221,17 +205,39 @@ class Memo:
         )
 
 
-def _place(axis: list[float], value: float) -> int:
-    """Interval of a value; beyond the last line the last interval answers."""
-    return min(bisect_right(axis, value) - 1, len(axis) - 2)
+class _Grid:
+    """Cells over some axes, by the interval of each coordinate.
+
+    Beyond the last line of an axis its last interval answers.
+    """
+
+    __slots__ = ("axes", "cells", "inner", "tile")
+
+    def __init__(self, axes: Sequence[list[float]], tile: Sequence[int]) -> None:
+        self.axes, self.tile = tuple(axes), tuple(tile)
+        self.inner = tuple(axis[:-1] for axis in axes)
+        self.cells: dict[Cell, Corners] = {}
+
+    def place(self, point: Point) -> Cell:
+        """Interval of each coordinate."""
+        return tuple([bisect_right(line, value) - 1 for line, value in zip(self.inner, point, strict=True)])
+
+    def weights(self, point: Sequence[float | Floats], place: Cell) -> list[float | Floats]:
+        """How far into its interval each coordinate is."""
+        return [
+            (value - axis[i]) / (axis[i + 1] - axis[i])
+            for axis, value, i in zip(self.axes, point, place, strict=True)
+        ]
 
 
 def _blend(corners: Sequence[float | Floats], weights: Sequence[float | Floats]) -> float | Floats:
     """Linear along each coordinate in turn, the first coordinate first."""
-    values = list(corners)
+    values: Sequence[float | Floats] = corners
     for weight in weights:
         half = len(values) // 2
-        values = [low + (high - low) * weight for low, high in zip(values[:half], values[half:], strict=True)]
+        values = [
+            low + (high - low) * weight for low, high in zip(values[:half], values[half:], strict=False)
+        ]
     return values[0]
 
 
