@@ -116,10 +116,13 @@ def command(
     chosen = methods_of(method or ([] if score else ["ilp"]), param or [])
     traffic = traffic_of(trace, judging)
     built = None if scenario is None else _scenario(scenario, trace)
+    scored = None if score is None else _scored(score, format_name, traffic, ranks)
+    if scored is not None:
+        asked = replace(asked, as_placed=scored.placement.rank_slots)
     problem, start = _problem(traffic, asked, judging, seed, chosen, (present, format_name), built)
     solutions, seconds = _solved(problem, chosen, start.placement, seed)
-    if score is not None:
-        solutions[FILE], seconds[FILE] = _scored(score, format_name, traffic, ranks), 0.0
+    if scored is not None:
+        solutions[FILE], seconds[FILE] = scored, 0.0
     judged = _compare(problem, traffic, judging, start, solutions, seed)
     steps = None if built is None else _steps(built, judged)
     sizes = sizes_of(traffic, model, expert_dtype)

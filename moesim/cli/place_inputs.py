@@ -34,6 +34,8 @@ class Slots:
     rank_slots: str | None = None
     speeds: str | None = None
     hosts: str | None = None
+    as_placed: Any = None
+    """Slots of a placement that is scored, ``(layers, ranks)``, when nothing else says how many."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ def problem_of(
     if asked.rank_slots is not None:
         slots = numbers(asked.rank_slots, "--rank-slots", asked.ranks)
         return PlacementProblem.with_rank_slots(loads, np.asarray(slots).astype(np.int64), **more)
+    if asked.as_placed is not None and not chosen:
+        return PlacementProblem.with_rank_slots(loads, asked.as_placed, **more)
     slots_per_rank = asked.slots or -(-fit.num_experts // asked.ranks)
     return PlacementProblem(loads, asked.ranks, slots_per_rank, **more)
 

@@ -133,6 +133,9 @@ def test_a_file_is_scored_beside_the_methods(trace, tmp_path):
         assert (greedy["method"], scored["method"]) == ("greedy", "file")
         assert scored["objective"] == pytest.approx(greedy["objective"])
         assert scored["imbalance_ratio_batch"] == pytest.approx(greedy["imbalance_ratio_batch"])
+        # alone, the file's own slots are what the bound is about
+        (alone,) = json.loads(place(trace, "--ranks", 4, *options[4:]).stdout)["methods"]
+        assert alone["gap_fraction"] == pytest.approx(greedy["gap_fraction"])
 
 
 def test_what_moves_is_counted_from_the_present_placement(trace, tmp_path):
