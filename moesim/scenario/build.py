@@ -35,7 +35,10 @@ from moesim.placement.registry import needs_of
 from moesim.placement.store import read_placement
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import NetworkSection, PlacementSection, Scenario
+from moesim.scenario.serving_schema import EngineSection
 from moesim.scenario.traffic import Traffic, load_traffic, sample_tokens
+from moesim.serving.engine_cost import engine_cost
+from moesim.serving.profiles import load_profile
 from moesim.steps.layers import Lane, Stage, StageBuilder
 from moesim.steps.overlap import Overlap, overlap_policies
 from moesim.steps.routing import CopyTable, ExpertRanks, RoutedBatch, route
@@ -50,12 +53,23 @@ class Machine:
 
 
 def machine_of(
-    cluster: Cluster, num_ranks: int, network: NetworkSection | None = None, faults: Faults | None = None
+    cluster: Cluster,
+    num_ranks: int,
+    network: NetworkSection | None = None,
+    faults: Faults | None = None,
+    engine: EngineSection | None = None,
 ) -> Machine:
-    """Costs and link classes of the first ``num_ranks`` devices of a cluster."""
+    """Costs and link classes of the first ``num_ranks`` devices of a cluster.
+
+    With an engine named, operations are its kernels, in captured graphs; else the best fitted ones.
+    """
+    device = cluster.node.device
+    cost = cost_of(device)
+    if engine is not None:
+        cost = engine_cost(device, load_profile(engine.name, engine.version, where="engine").kernels)
     section = network or NetworkSection()
     communication = Communication(**section.model_dump() | {"deduplicate": deduplication_of(section)})
-    return Machine(cost_of(cluster.node.device), Fabric.of(cluster, num_ranks, communication, faults))
+    return Machine(cost, Fabric.of(cluster, num_ranks, communication, faults))
 
 
 def deduplication_of(section: NetworkSection) -> Deduplication:
@@ -210,7 +224,9 @@ def build(resolved: Resolved) -> Built:
         problem, solution = _placed(scenario, traffic, plan)
     scenario = _with_exchange(scenario, model, plan)
     resolved = replace(resolved, scenario=scenario)
-    machine = machine_of(scenario.cluster, plan.num_devices, scenario.network, scenario.faults)
+    machine = machine_of(
+        scenario.cluster, plan.num_devices, scenario.network, scenario.faults, scenario.named_engine
+    )
     return Built(resolved, model, plan, dtypes, overlap, machine, memory, ledger, traffic, problem, solution)
 
 

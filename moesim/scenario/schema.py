@@ -264,6 +264,11 @@ class Scenario(Strict):
     bands: BandsSection = BandsSection()
     seed: int = Field(0, ge=0)
 
+    @property
+    def named_engine(self) -> EngineSection | None:
+        """Engine that the scenario names; None where it leaves the choice of kernels open."""
+        return self.engine if "engine" in self.model_fields_set else None
+
     @model_validator(mode="after")
     def _has_what_is_asked(self) -> Scenario:
         needed = "workload" if self.question == "serve" else "batch"

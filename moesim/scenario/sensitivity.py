@@ -73,11 +73,14 @@ def sensitivities(
     for knob in knobs_of(built.scenario.cluster):
         cluster = scaled(built.scenario.cluster, knob.path.split("."), knob.factor)
         scenario = built.scenario
-        machine = machine_of(cluster, built.plan.num_devices, scenario.network, scenario.faults)
+        ranks, engine = built.plan.num_devices, scenario.named_engine
+        machine = machine_of(cluster, ranks, scenario.network, scenario.faults, engine)
         seconds = _seconds(built, machine, lanes, of_latency)
         found.append((f"cluster.{knob.path}", knob.label, seconds))
     if not built.scenario.faults.is_empty:
-        sound = machine_of(built.scenario.cluster, built.plan.num_devices, built.scenario.network)
+        scenario = built.scenario
+        ranks, engine = built.plan.num_devices, scenario.named_engine
+        sound = machine_of(scenario.cluster, ranks, scenario.network, engine=engine)
         found.append(("faults", "every part sound", _seconds(built, sound, lanes, of_latency)))
     if any(lane.routed is not None for stage in lanes for lane in stage):
         even = [[_balanced(lane) for lane in stage] for stage in lanes]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from moesim.errors import InputError
 from moesim.model.ops import AttentionPrefill
 from moesim.scenario.build import _segments, build, routed_lanes
 from moesim.scenario.resolve import resolve
@@ -70,3 +71,16 @@ def test_dense_model_has_nothing_to_place():
     built = build(resolve("llama_3_1_70b_decode_h100x4"))
     with pytest.raises(Exception, match="no experts to place"):
         built.placed(PlacementSection())
+
+
+def test_a_named_engine_brings_its_kernels():
+    costs = [
+        build(resolve("gpt_oss_20b_decode_h100x8", [*SMALL_BATCH, *named])).machine.cost
+        for named in ([], ["engine.name=trtllm"])
+    ]
+    assert [cost.engine for cost in costs] == ["default", "trtllm"]
+    with pytest.raises(InputError, match=r"engine\s+engine: got 'nope'|engine: got 'nope'"):
+        build(resolve("gpt_oss_20b_decode_h100x8", [*SMALL_BATCH, "engine.name=nope"]))
+
+
+SMALL_BATCH = ["batch.tokens_per_rank=4", "routing.num_batches=1"]
