@@ -1,6 +1,6 @@
 """The event interpreter: a simpy process per rank and stream, shared resources, every span recorded.
 
-The only module that imports simpy. It executes the same programs as :mod:`moesim.engine.vector` and agrees
+With :mod:`moesim.engine.agenda` the only importer of simpy. It executes the same programs as :mod:`moesim.engine.vector` and agrees
 with it to the picosecond where nothing is shared; it alone executes programs with first-come-first-served
 resources, or whose transfers share links (:mod:`moesim.engine.contention`).
 
