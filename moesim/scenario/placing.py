@@ -17,7 +17,7 @@ from moesim.scenario.schema import PlacementSection
 from moesim.scenario.simulate import times_of
 from moesim.steps.program import step_program
 
-SCORED_BATCHES = 2
+SCORED_BATCHES = 4
 """Routed batches behind a score: a search asks for hundreds of them."""
 
 
@@ -58,7 +58,12 @@ def step_result(built: Built, placement: Placement) -> Result:
 
 
 def step_score(built: Built) -> Callable[[Placement], float]:
-    """Seconds of the step under a placement, fast enough to be asked often: few batches, no bands. [s]"""
+    """Seconds of the step under a placement, fast enough to be asked often: few batches, no bands. [s]
+
+    Batches are of the traffic that placements may see: a search that asks for a score learns from it.
+    """
+    assert built.traffic is not None  # a scenario with a trace
+    built = replace(built, traffic=replace(built.traffic, held_out=built.traffic.fit))
     stages = built.stages()
 
     def score(placement: Placement) -> float:

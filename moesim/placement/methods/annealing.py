@@ -17,6 +17,9 @@ from moesim.placement.problem import Problem
 from moesim.placement.registry import Own, Solution, placement_methods
 from moesim.placement.start import balanced
 
+CANDIDATES = 8
+"""Exchanges drawn for a step, of which one is scored."""
+
 
 @placement_methods.register("annealing")
 @dataclass(frozen=True)
@@ -24,10 +27,10 @@ class Annealing:
     """Exchanges of copies judged by the whole step, from the balanced placement.
 
     The score is the problem's (the simulated step time, where a scenario asks) or, without one, the
-    largest rank load in the mean over batches. A layer is drawn by how far it is out of balance; a copy
-    of its busiest rank changes places with one of another rank. What is worse is accepted with
-    probability ``exp(-increase / temperature)``; the temperature falls linearly to zero, and the best
-    placement seen is the answer.
+    largest rank load in the mean over batches. A layer is drawn by how far it is out of balance; two
+    copies of different ranks change places, the pair that leaves the lower load of some drawn. What is
+    worse is accepted with probability ``exp(-increase / temperature)``; the temperature falls linearly
+    to zero, and the best placement seen is the answer.
 
     Parameters
     ----------
@@ -40,7 +43,7 @@ class Annealing:
     needs: ClassVar[tuple[str, ...]] = ("batch_loads",)
 
     steps: Annotated[int, Field(ge=0)] = 300
-    temperature_fraction: Annotated[float, Field(ge=0)] = 0.0005
+    temperature_fraction: Annotated[float, Field(ge=0)] = 0.0001
 
     def solve(self, problem: Problem, rng: np.random.Generator) -> Solution:
         """Same seed, same answer; never worse than the balanced placement by its own score."""
@@ -80,11 +83,17 @@ def _exchanged(placement: Placement, loads: Floats, rng: np.random.Generator) ->
     served = evaluate(loads, placement)
     excess = served.largest - served.rank_loads.mean(axis=-1) + LEAST_GAIN
     layer = int(rng.choice(placement.num_layers, p=excess / excess.sum()))
-    top = int(served.rank_loads[layer].argmax())
-    other = int(rng.integers(placement.num_ranks - 1))
-    other += other >= top
-    slots = placement.slots_per_rank
-    one, two = top * slots + int(rng.integers(slots)), other * slots + int(rng.integers(slots))
+    here = served.rank_loads[layer]
+    share = placement.slot_share[layer] * loads[layer][np.maximum(placement.physical_to_logical[layer], 0)]
+    rank = placement.rank_of_slot
+    one, two = rng.integers(placement.num_slots, size=(2, CANDIDATES))
+    shift = share[one] - share[two]
+    after = np.maximum(here[rank[one]] - shift, here[rank[two]] + shift)
+    after[rank[one] == rank[two]] = np.inf
+    best = int(after.argmin())
+    if not np.isfinite(after[best]):
+        return placement
     rows = placement.physical_to_logical.copy()
-    rows[layer, [one, two]] = rows[layer, [two, one]]
+    pair = [int(one[best]), int(two[best])]
+    rows[layer, pair] = rows[layer, pair[::-1]]
     return Placement(rows, placement.num_experts, placement.num_ranks)
