@@ -1,7 +1,8 @@
 """The event interpreter: a simpy process per rank and stream, shared resources, every span recorded.
 
-With :mod:`moesim.engine.agenda` the only importer of simpy. It executes the same programs as :mod:`moesim.engine.vector` and agrees
-with it to the picosecond where nothing is shared; it alone executes programs with first-come-first-served
+With :mod:`moesim.engine.agenda` the only importer of simpy. It executes the same programs as
+:mod:`moesim.engine.vector` and agrees with it to the picosecond where nothing is shared; it alone executes
+programs with first-come-first-served
 resources, or whose transfers share links (:mod:`moesim.engine.contention`).
 
 Rules of an instant. Work that needs no grant happens as soon as what it waits for has happened. Resources

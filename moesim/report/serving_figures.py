@@ -153,7 +153,12 @@ def batches(document: Document) -> Figure | None:
         grid[place, : len(row["running"])] = row["running"]
     figure, axis = new_figure(1.3 + 0.32 * min(len(rows), 24))
     picture = axis.imshow(
-        grid, aspect="auto", cmap=HEAT, extent=(0, columns * view["bin_s"], len(rows) - 0.5, -0.5), vmin=0
+        grid,
+        aspect="auto",
+        interpolation="nearest",
+        cmap=HEAT,
+        extent=(0, columns * view["bin_s"], len(rows) - 0.5, -0.5),
+        vmin=0,
     )
     axis.set_yticks(range(len(rows)), [f"{place} {row['role']}" for place, row in enumerate(rows)])
     axis.set_ylabel("instance")

@@ -43,6 +43,9 @@ class Engine:
     frontend_s, frontend_s_per_token : float
         From the arrival of a request to the scheduler's queue: parsing, tokenisation, transport; once, and
         for each prompt token. [s]
+    delivery_tokens : float
+        Tokens of a request that are made before its first one reaches the client: output is handled beside
+        later iterations. [tokens]
     """
 
     num_blocks: int
@@ -58,6 +61,7 @@ class Engine:
     swap_s_per_block: float = 0.0
     frontend_s: float = 0.0
     frontend_s_per_token: float = 0.0
+    delivery_tokens: float = 0.0
 
     def iteration_s(self, device_s: Floats, host_s: Floats) -> Floats:
         """Time of an iteration from its device and host parts. [s]"""

@@ -70,6 +70,7 @@ def engine_of(deployment: Deployment, changes: Mapping[str, Any]) -> Engine:
         reserve_whole=profile.reserve_whole,
         frontend_s=host.request_s,
         frontend_s_per_token=host.request_token_s,
+        delivery_tokens=host.delivery_iterations * deployment.tokens_per_step,
     )
     return replace(engine, **changes)
 

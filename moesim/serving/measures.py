@@ -113,6 +113,8 @@ class Measures:
         Between tokens of a request, all requests together.
     series : list of Series
         Over time, one an instance.
+    delivery_tokens : float
+        Tokens by which the client is behind the instance.
     prompt_tokens, output_tokens, num_steps : int
         Prompt tokens computed, tokens emitted, iterations of all instances.
     """
@@ -128,6 +130,7 @@ class Measures:
         self.target = [NEVER] * num_requests
         self.gaps = GapHistogram()
         self.series = [Series() for _ in range(num_instances)]
+        self.delivery_tokens = 0.0
         self.prompt_tokens = 0
         self.output_tokens = 0
         self.num_steps = 0

@@ -140,6 +140,7 @@ class Service:
         self.workload, self.specs, self.router = workload, tuple(instances), router
         self.agenda = Agenda()
         self.measures = Measures(workload.num_requests, len(self.specs))
+        self.measures.delivery_tokens = self.specs[-1].engine.delivery_tokens
         self.instances = [
             make(i, spec.engine, spec.iterations, spec.num_ranks, self.agenda, self.measures, self)
             for i, spec in enumerate(self.specs)
@@ -191,6 +192,8 @@ class Service:
                 f"{left} of {self.workload.num_requests} requests have no instance left that would take them"
             )
             raise InfeasibleError(message)
+        if self.measures.output_tokens != int(self.workload.output_tokens.sum()):
+            raise RuntimeError("tokens were lost or made up: defect of the request clock")
         return self.measures
 
     def next_arrival_ps(self) -> int:

@@ -62,8 +62,13 @@ def latencies(workload: Workload, measures: Measures) -> Latencies:
     tokens = workload.output_tokens[workload.warmup :]
     with np.errstate(invalid="ignore", divide="ignore"):
         tpot = np.where(tokens > 1, (last - first) / PS_PER_S / (tokens - 1), np.nan)
+    # the client sees everything later, at the same pace
+    late = np.nan_to_num(tpot) * measures.delivery_tokens
     return Latencies(
-        (first - arrival) / PS_PER_S, tpot, (last - arrival) / PS_PER_S, (scheduled - arrival) / PS_PER_S
+        (first - arrival) / PS_PER_S + late,
+        tpot,
+        (last - arrival) / PS_PER_S + late,
+        (scheduled - arrival) / PS_PER_S,
     )
 
 

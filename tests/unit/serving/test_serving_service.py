@@ -252,3 +252,14 @@ def test_a_request_that_never_fits_is_told_before_anything_runs():
         InputError, match=r"workload.arrival_s: request 1 has -0.5; accepted: a time from 0 on"
     ):
         Workload.of(np.array([0.0, -0.5]), np.array([1, 1]), np.array([1, 1]))
+
+
+def test_a_client_behind_its_instance_sees_all_later_at_the_same_pace():
+    workload = steady(1.0, 3, 100, 50)
+    late = replace(ENGINE, delivery_tokens=2.5)
+    _, prompt = played(workload, instances())
+    _, behind = played(workload, instances(late))
+    usual, found = latencies(workload, prompt), latencies(workload, behind)
+    assert found.tpot_s == pytest.approx(usual.tpot_s)
+    assert found.ttft_s == pytest.approx(usual.ttft_s + 2.5 * usual.tpot_s)
+    assert found.e2e_latency_s == pytest.approx(usual.e2e_latency_s + 2.5 * usual.tpot_s)
