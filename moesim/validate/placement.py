@@ -73,18 +73,25 @@ def _llep(table: Mapping[str, Any], model: Mapping[str, Any]) -> list[Claim]:
     for hot, row in model["speedup"].items():
         for fraction, speedup in zip(table["hot_fractions"], row, strict=True):
             loads[f"{100 * fraction:.0f} % into {hot}"] = layer.tokens(int(hot), fraction), float(speedup)
-    return [
-        Claim(
-            f"LLEP {model['name']}, {name}",
-            table["source"],
-            "x",
-            speedup,
-            layer.speedup(tokens),
-            SPEEDUP_TOLERANCE,
-            note=f"{layer.busiest(tokens):.2f}x if only the busiest rank's tokens counted",
+    found = []
+    for name, (tokens, speedup) in loads.items():
+        simulated = layer.speedup(tokens)
+        ways = " or ".join(sorted(layer.exchanges))
+        note = (
+            f"{layer.busiest(tokens):.2f}x if only the busiest rank's tokens counted; tokens travel by {ways}"
         )
-        for name, (tokens, speedup) in loads.items()
-    ]
+        found.append(
+            Claim(
+                f"LLEP {model['name']}, {name}",
+                table["source"],
+                "x",
+                speedup,
+                simulated,
+                SPEEDUP_TOLERANCE,
+                note=note,
+            )
+        )
+    return found
 
 
 class _Layer:
@@ -95,6 +102,7 @@ class _Layer:
         self.model, self.ranks = model, cluster.num_devices
         self.cost: KernelCost = cost_of(cluster.node.device)
         self.fabric = Fabric.of(cluster, self.ranks)
+        self.exchanges: set[str] = set()
         self.llep = Llep(table["imbalance_ratio"], table["budget_ratio"], table["min_tokens"])
 
     def tokens(self, hot: int, fraction: float) -> Floats:
@@ -138,11 +146,10 @@ class _Layer:
         out = (load.sum() - load) / self.ranks
         none = np.zeros(self.ranks)
         ports = PortTokens(out, into, none, none)
-        moved = sum(
-            float(np.asarray(exchange(self._load(phase, one), self.fabric)[1].seconds))
-            for phase, one in (("dispatch", ports), ("combine", ports.transposed()))
-        )
-        return float(compute) + moved
+        ways = (("dispatch", ports), ("combine", ports.transposed()))
+        chosen = [exchange(self._load(phase, one), self.fabric) for phase, one in ways]
+        self.exchanges |= {name for name, _ in chosen}
+        return float(compute) + sum(float(np.asarray(estimate.seconds)) for _, estimate in chosen)
 
     def _load(self, phase: Any, ports: PortTokens) -> Load:
         return Load(
