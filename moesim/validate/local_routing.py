@@ -30,7 +30,7 @@ LIKE = "deepseek_v2_lite"
 """Recording whose affinity, repetition and drift every model gets."""
 LAYERS = 4
 TOKENS = 4096
-CACHE_TOKENS = 1024
+CACHE_TOKENS = 1000
 ORDER_TOLERANCE = 0.1
 SRP_TOLERANCE = 2.0
 HIT_TOLERANCE = 5.0
