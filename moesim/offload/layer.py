@@ -38,6 +38,8 @@ def moe_layer(state: State, at: int, index: int, layer: int) -> None:
     ids, work = _work(state, at, index, gate)
     task = Task(at, index, layer, gate, ids, work, state.offload.executor.assign(work))
     arrived = _fetch(state, task)
+    if state.offload.synchronous and arrived:
+        state.lanes.wait(DEVICE, max(arrived.values(), key=lambda mark: mark.time_ps))
     away = [_elsewhere(state, task, kind) for kind in (ON_PIM, ON_CPU)]
     _order(state, task)
     state.lanes.run(DEVICE, state.costs.after[layer], layer)

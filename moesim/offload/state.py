@@ -34,6 +34,8 @@ class Offload:
         Of the host's cache where the host holds only some experts and the disk the rest.
     host_slots : ndarray of int64, ``(layers,)``, optional
         Experts that the host holds of each layer.
+    synchronous : bool
+        The device does nothing while a layer's copies are under way: a loop that loads, then computes.
     """
 
     cache: CachePolicy
@@ -43,6 +45,7 @@ class Offload:
     pooled: bool = False
     host_cache: CachePolicy | None = None
     host_slots: NDArray[np.int64] | None = None
+    synchronous: bool = False
 
 
 @dataclass(slots=True)

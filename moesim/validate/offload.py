@@ -5,6 +5,7 @@ from __future__ import annotations
 from moesim.validate.claims import Claim, Progress, published
 from moesim.validate.offload_sets.exact import exact_claims
 from moesim.validate.offload_sets.hits import hit_claims
+from moesim.validate.offload_sets.measured import measured_claims
 from moesim.validate.offload_sets.speedups import speedup_claims
 from moesim.validate.offload_sets.tokens import token_claims
 
@@ -15,5 +16,6 @@ def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
     tell = progress or (lambda _: None)
     tell("sizes, balance points, saturation")
     found = exact_claims(data)
+    found += measured_claims(seed)
     found += hit_claims(data, seed, tell)
     return [*found, *speedup_claims(data, seed, tell), *token_claims(data, seed, tell)]
