@@ -28,6 +28,13 @@ Within = Annotated[
 ]
 Kernels = Annotated[bool, typer.Option("--kernels", help="A line for each kernel and regime.")]
 
+LookUp = Annotated[
+    bool,
+    typer.Option(
+        "--look-up",
+        help="Look up the rows that a fit was made from beside it; needs --against one that has rows.",
+    ),
+]
 Out = Annotated[
     Path | None, typer.Option("--out", help="Folder for calibration.html and a picture of each family.")
 ]
@@ -40,6 +47,7 @@ def check(
     against: Against = "recorded",
     kernels: Kernels = False,
     within: Within = None,
+    look_up: LookUp = False,
     out: Out = None,
     json: bool = JSON_OPTION,
 ) -> None:
@@ -48,6 +56,7 @@ def check(
     from moesim.kernels.fit.check import (  # noqa: PLC0415
         checked_points,
         checked_rows,
+        looked_up_rows,
         plain,
         recorded_rows,
         summary,
@@ -56,6 +65,8 @@ def check(
 
     if against not in SOURCES:
         raise InputError.at("--against", against, ", ".join(SOURCES))
+    if look_up and against == "recorded":
+        raise InputError.at("--look-up", against, "with --against aiconfigurator or measurements")
     rows = []
     parts: dict[str, list[dict[str, Any]]] = {}
     for name in device or fitted_devices():
@@ -65,7 +76,7 @@ def check(
             continue
         profile = load_device(fits.device)
         tables = _tables(against, profile)
-        found = checked_rows(fits, tables, profile)
+        found = (looked_up_rows if look_up else checked_rows)(fits, tables, profile)
         for family, points in checked_points(fits, tables, profile).items() if out else ():
             parts.setdefault(family, []).append({"device": name, **points._asdict()})
         if not found:

@@ -15,6 +15,8 @@ from moesim.hardware.schema import Device
 from moesim.kernels.cost import KernelCost, RooflineCost
 from moesim.kernels.fit_file import DeviceFits, fitted_devices, load_fits
 from moesim.kernels.fitted import FittedCost
+from moesim.kernels.measured import MeasuredTable
+from moesim.kernels.near_rows import near_rows
 
 TRANSFER_ROOM = "calibration/transfer"
 TRANSFER_FILE = "leave_one_out"
@@ -43,7 +45,7 @@ class Transfer(BaseModel):
     sources: dict[str, str]
 
 
-def cost_of(device: Device, engine: str = "default") -> KernelCost:
+def cost_of(device: Device, engine: str = "default", tables: Iterable[MeasuredTable] = ()) -> KernelCost:
     """Cost model of a device.
 
     Fits of its own; else those of the nearest measured GPU with the wider band that was
@@ -55,6 +57,8 @@ def cost_of(device: Device, engine: str = "default") -> KernelCost:
         Matched by name; its own datasheet figures are used, so that changed ones change the times.
     engine : str
         Whose kernels: an engine of the file of fits.
+    tables : iterable of MeasuredTable
+        Rows of the device to be looked up beside its own fits.
 
     Raises
     ------
@@ -65,7 +69,7 @@ def cost_of(device: Device, engine: str = "default") -> KernelCost:
     if device.name in fitted_devices():
         fits = _fits(device.name)
         fits.chosen(engine)
-        return FittedCost(device, fits, roofline, engine)
+        return FittedCost(device, fits, roofline, engine, near=near_rows(fits, tables, device))
     near = nearest_fitted(device)
     if near is None:
         return roofline

@@ -21,6 +21,7 @@ from moesim.kernels.forms.formats import attention_dtype
 from moesim.kernels.forms.regime import regime_index
 from moesim.kernels.histogram import ExpertLoad
 from moesim.kernels.measured import feature_columns
+from moesim.kernels.near_rows import NearRows
 from moesim.model.ops import AttentionDecode, AttentionPrefill, Gemm, GroupedExperts, MemoryBound, Op, Router
 
 ALIASES = {"fp16": "bf16", "int4_g32": "int4", "mxfp8": "fp8"}
@@ -65,6 +66,8 @@ class FittedCost:
         Smallest sigma of a family: of transferred fits, the error measured when transferring. [-]
     grade : str
         What the estimates may claim.
+    near : mapping of str to NearRows
+        Measured rows by the key of their fit: looked up beside it where they are near.
     """
 
     device: Device
@@ -73,6 +76,7 @@ class FittedCost:
     engine: str = "default"
     least_sigma: Mapping[str, float] = field(default_factory=dict)
     grade: Grade = "fitted"
+    near: Mapping[str, NearRows] = field(default_factory=dict)
 
     def op(self, op: Op) -> Estimate:
         """Duration of an operation that is its own description."""
@@ -174,8 +178,14 @@ class FittedCost:
         if kernel.table is not None:
             parts = parts._replace(seconds=parts.seconds * kernel.table.factor(columns))
         sigma = max(self._sigma(kernel, parts, columns), self._least_sigma(kernel.fit.family))
-        seconds = np.asarray(parts.seconds)
-        return Estimate(float(seconds) if seconds.ndim == 0 else seconds, family, self.grade, sigma)
+        seconds, grade = np.asarray(parts.seconds), self.grade
+        rows = self.near.get(kernel.fit.key)
+        if rows is not None:
+            found = rows.look(columns)
+            seconds = seconds * np.exp(found.log).reshape(seconds.shape)
+            if found.is_near.all():
+                grade, sigma = "interpolated", rows.sigma
+        return Estimate(float(seconds) if seconds.ndim == 0 else seconds, family, grade, sigma)
 
     def _sigma(self, kernel: _Kernel, parts: Parts, columns: Columns) -> float:
         """Mean over the elements, weighted with their time; wider outside the shapes seen."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -17,10 +17,13 @@ from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit
 from moesim.kernels.forms.correction import SIDE, coordinates
 from moesim.kernels.forms.families import FORMS, variant_of
 from moesim.kernels.measured import MeasuredTable
+from moesim.kernels.near_rows import NearRows, fitted_s
 
 Split: TypeAlias = Literal["held out", "new shapes", "larger shapes", "far larger shapes", "all rows"]
 
 POINTS_OF_KERNEL = 60
+LOOKED_UP_ROWS = 500
+"""Held-out rows of a kernel that are looked up."""
 
 NEAR_APE = 0.10
 FAR_APE = 0.15
@@ -93,6 +96,23 @@ def checked_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Devi
     ]
 
 
+def looked_up_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Device) -> list[CheckRow]:
+    """Errors on the held-out rows when the other rows of the table are looked up beside the fit."""
+    rows = []
+    for table in tables:
+        for fit, part in _answered(fits, table):
+            if fit.num_rows != part.num_rows or part.num_rows < SMALL_TABLE_ROWS:
+                continue
+            train, test = (part.at(mask) for mask in random_split(part))
+            machine = FORMS[fit.family].machine(device, fit.dtype)
+            near = NearRows.of(fit, train, machine)
+            some = subsample(test, LOOKED_UP_ROWS, "look-up")
+            error = np.log(fitted_s(fit, some.columns, machine) / some.seconds) + near.look(some.columns).log
+            found = Score.of(error, near.sigma)
+            rows.append(replace(_row(fits, fit, "all", "held out", found), tier="interpolated"))
+    return rows
+
+
 def checked_points(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Device) -> dict[str, Points]:
     """Some of the same rows of each family, one by one: at most :data:`POINTS_OF_KERNEL` of a kernel."""
     found: dict[str, list[Points]] = {}
@@ -117,14 +137,7 @@ def unseen_parts(
     held out; a small one is passed over, for it was fitted as a whole. Of any other table all rows.
     """
     for table in tables:
-        if table.family not in FORMS:
-            continue
-        variants = variant_of(table)
-        for variant in np.unique(variants):
-            fit = _fit_of(fits, table, str(variant))
-            part = table.at(variants == variant)
-            if fit is None or not part.num_rows:
-                continue
+        for fit, part in _answered(fits, table):
             if fit.num_rows != part.num_rows:
                 yield fit, part, "all rows"
             elif part.num_rows >= SMALL_TABLE_ROWS:
@@ -168,6 +181,18 @@ def _by_regime(
     return [
         _row(fits, fit, regime, split, score(solution, part, device, fit.sigma)) for regime, part in parts
     ]
+
+
+def _answered(fits: DeviceFits, table: MeasuredTable) -> Iterator[tuple[Fit, MeasuredTable]]:
+    """Fits that answer for a table, each with its part of the rows."""
+    if table.family not in FORMS:
+        return
+    variants = variant_of(table)
+    for variant in np.unique(variants):
+        fit = _fit_of(fits, table, str(variant))
+        part = table.at(variants == variant)
+        if fit is not None and part.num_rows:
+            yield fit, part
 
 
 def _solution(fit: Fit) -> Solution:
