@@ -16,7 +16,7 @@ from moesim.scenario.run import run
 from moesim.steps.program import step_program
 
 ROOT = Path(__file__).resolve().parents[2]
-QUICK = ["routing.num_batches=1", "bands.samples=4"]
+QUICK = ["routing.num_batches=1", "bands.samples=16"]
 SCENARIOS = listed("scenarios", suffixes=(".yaml",))
 
 
