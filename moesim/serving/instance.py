@@ -136,9 +136,11 @@ class Instance:
         for rank in self.ranks:
             for live in list(rank.running):
                 self._evicted(live)
+                decoding = live.joined != NEVER
                 tokens = rank.leave(live, self._step)
-                # what was generated is known to the client and becomes part of the prompt
-                live.prompt_tokens = max(live.prompt_tokens, tokens + 1 if live.generated else 0)
+                if decoding:
+                    # what was generated is known to the client and becomes part of the prompt
+                    live.prompt_tokens = tokens + 1
                 lost.append(live)
             lost += rank.waiting
         for live in lost:
