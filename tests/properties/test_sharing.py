@@ -47,7 +47,7 @@ def filled(links, capacity, limit):
 
 
 @given(graphs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_rates_equal_plain_progressive_filling(graph):
     links, capacity, limit = graph
     rates = max_min_rates(Paths.of(links), capacity, limit=limit)
@@ -55,7 +55,7 @@ def test_rates_equal_plain_progressive_filling(graph):
 
 
 @given(graphs())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_no_link_carries_more_than_it_can_and_every_flow_has_a_reason_to_stop(graph):
     links, capacity, limit = graph
     paths = Paths.of(links)

@@ -77,7 +77,7 @@ ALL_KINDS = ("rail_optimised", "fat_tree", "fat_tree_3", "dragonfly", "torus")
 
 
 @given(clusters(ALL_KINDS), generators)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_link_bytes_of_every_network_equal_the_sum_over_pairs(cluster, rng):
     ports = cluster.num_nodes * cluster.node.num_rails
     dead = {} if cluster.node.num_rails < 2 else {int(rng.integers(ports)): 0.0}
@@ -90,7 +90,7 @@ def test_link_bytes_of_every_network_equal_the_sum_over_pairs(cluster, rng):
 
 
 @given(clusters(ALL_KINDS), st.data())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_paths_of_every_network_hang_together(cluster, data):
     """Each of a pair's equal paths leads from one rank to the other, link by link of the graph."""
     topology = Topology.of(cluster)
