@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moesim.report.expert_figures import comparison, expert_load, rank_load, traffic
 from moesim.report.link_figures import links
+from moesim.report.offload_figures import cache_curve, lanes
 from moesim.report.serving_figures import batches, latency_curves, service_over_time
 from moesim.report.style import Document, Draw, save_png
 from moesim.report.time_figures import breakdown, memory, sensitivity, timeline
@@ -16,6 +17,8 @@ FIGURES: dict[str, Draw] = {
     "batches": batches,
     "breakdown": breakdown,
     "sensitivity": sensitivity,
+    "cache_curve": cache_curve,
+    "lanes": lanes,
     "expert_load": expert_load,
     "rank_load": rank_load,
     "comparison": comparison,

@@ -32,6 +32,8 @@ COLOURS = {
     "reduce_scatter": "#E69F00",
     "send": "#CC79A7",
     "copy": "#009E73",
+    "cpu_compute": "#56B4E9",
+    "pim_compute": "#F0E442",
     "idle": "#BBBBBB",
     "several": "#777777",
 }
@@ -43,6 +45,8 @@ CATEGORIES = {
     "all_reduce": "other collectives",
     "send": "pipeline",
     "copy": "host link",
+    "cpu_compute": "on the CPU",
+    "pim_compute": "near memory",
     "idle": "idle",
 }
 """Legend entries, in order."""

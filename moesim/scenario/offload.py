@@ -27,7 +27,7 @@ from moesim.scenario.sensitivity import scaled
 from moesim.scenario.views import inputs_of, sources_of_cluster
 from moesim.units import PS_PER_S, fmt_quantity, fmt_seconds
 
-RECORDED_PASSES = 4
+RECORDED_PASSES = 1
 """Passes at the end that the event interpreter runs again for timeline, bands and breakdown."""
 CURVE_POINTS = 6
 
@@ -192,7 +192,6 @@ def _purchases(resolved: Resolved) -> Iterator[tuple[str, str, Resolved]]:
     for path, label, section in (
         ("executor.policy", "experts shared out by list scheduling", "list_schedule"),
         ("executor.policy", "missing experts on the CPU", "cpu"),
-        ("executor.policy", "missing experts copied in", "device"),
     ):
         if scenario.executor.policy != section:
             kept = scenario.executor.model_dump(include=set(type(scenario.executor).model_fields))

@@ -88,19 +88,15 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
     dtypes = Dtypes(weights=given.weights, experts=given.experts, kv=given.kv, activations=given.activations)
     if scenario.routing is None:
         raise InputError.at("routing", None, "a trace or a generator: offload replays routed tokens")
-    wanted = scenario.batch.tokens_per_rank * (scenario.offload.passes + scenario.offload.warmup_passes)
-    if like is None:
-        traffic = load_traffic(scenario.routing, model, wanted, scenario.seed)
-        demand = demand_for(scenario, traffic)
-    else:
-        traffic, demand = like.traffic, like.demand
     tiers = tiers_of(scenario, model, dtypes)
     executor = executors.build(scenario.executor.policy, scenario.executor.params, field="executor")
     cache = cache_policies.build(
         scenario.memory.cache.policy, scenario.memory.cache.params, field="memory.cache"
     )
+    prefetch = scenario.memory.prefetch
+    prefetcher = prefetchers.build(prefetch.policy, prefetch.params, field="memory.prefetch")
     if scenario.executor.policy in {"device", "mixed_precision"} and not cache.bypasses:
-        least = min(demand.largest, model.top_k)
+        least = model.top_k
         if int(tiers.slots.min()) < least and not scenario.memory.cache.pooled:
             accepted = f"at least {least}, the experts that one token needs in a layer"
             raise InputError.at(
@@ -109,6 +105,12 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
                 accepted,
                 where=resolved.tree.where(("memory", "cache", "slots_per_layer")),
             )
+    wanted = scenario.batch.tokens_per_rank * (scenario.offload.passes + scenario.offload.warmup_passes)
+    if like is None:
+        traffic = load_traffic(scenario.routing, model, wanted, scenario.seed)
+        demand = demand_for(scenario, traffic)
+    else:
+        traffic, demand = like.traffic, like.demand
     work = HostWork(
         pass_s=scenario.executor.pass_overhead_s,
         layer_s=scenario.executor.layer_overhead_s,
@@ -127,12 +129,11 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
     host_cache: CachePolicy | None = None
     if tiers.host_slots is not None:
         host_cache = cache_policies.build(scenario.memory.host.policy, {}, field="memory.host")
-    prefetch = scenario.memory.prefetch
     offload = Offload(
         cache,
         tiers.slots,
         executor,
-        prefetchers.build(prefetch.policy, prefetch.params, field="memory.prefetch"),
+        prefetcher,
         scenario.memory.cache.pooled,
         host_cache,
         tiers.host_slots,
@@ -197,8 +198,8 @@ def tiers_of(scenario: Scenario, model: ModelSpec, dtypes: Dtypes) -> Tiers:
         need = fixed + (wanted or 0) * len(layers) * one
         held = ", ".join(f"{name} {fmt_bytes(size)}" for name, size in parts.items())
         message = (
-            f"memory.cache.slots_per_layer: need {fmt_bytes(need)}, have {fmt_bytes(capacity)} of device "
-            f"memory: {held}, {fmt_bytes(one)} an expert; accepted: at most {fit // len(layers)} slots a layer"
+            f"memory.cache.slots_per_layer: need {fmt_bytes(need)}, the device has {fmt_bytes(capacity)}: "
+            f"{held}, {fmt_bytes(one)} an expert; accepted: at most {fit // len(layers)} slots a layer"
         )
         raise InfeasibleError(message)
     total_slots = min(wanted * len(layers) if wanted is not None else fit, total)

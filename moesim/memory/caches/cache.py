@@ -78,7 +78,7 @@ class ExpertCache:
         """Load one expert ahead of its use, sparing ``keep`` ``(experts,)``; False if no slot could go."""
         one, ids = np.array([[row]]), np.array([[expert]], np.int32)
         if self.slot_of[row, expert] < 0:
-            self._load(one, ids, np.ones((1, 1), np.bool_), keep[None, :])
+            self._load(one, ids, np.ones((1, 1), np.bool_), None if self.bypasses else keep[None, :])
         return bool(self.slot_of[row, expert] >= 0)
 
     def holds(self, row: int, experts: Ids) -> NDArray[np.bool_]:

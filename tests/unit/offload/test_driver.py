@@ -1,0 +1,154 @@
+"""The driver: its clocks are those of the event interpreter, and what must hold of any machine does."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moesim.engine import events
+from moesim.engine.durations import durations_ps
+from moesim.engine.program import Part
+from moesim.evidence import Estimate
+from moesim.memory.caches import cache_policies, replay
+from moesim.memory.demand import Demand
+from moesim.offload import Costs, Offload, executors, prefetchers, simulate
+from moesim.offload.costs import Unit
+
+LAYERS, EXPERTS, TOP_K = 3, 12, 3
+
+
+def demand(seed=0, passes=12):
+    rng = np.random.default_rng(seed)
+    ids = np.argsort(rng.random((passes, LAYERS, EXPERTS)) + 0.04 * np.arange(EXPERTS), axis=-1)
+    ids = ids[..., :TOP_K].astype(np.int32)
+    weights = rng.random(ids.shape).astype(np.float32)
+    return Demand(
+        EXPERTS, ids, rng.integers(1, 5, ids.shape).astype(np.int32), np.zeros(passes, bool), weights
+    )
+
+
+def lasting(seconds):
+    return Estimate(seconds, "x", "assumed", 0.1)
+
+
+def costs(**changes):
+    def part(s):
+        return [Part("x", "compute", lasting(s))]
+
+    made = Costs(
+        before=[part(1e-4)] * (LAYERS + 1),
+        after=[part(2e-5)] * (LAYERS + 1),
+        moe_layers=range(1, LAYERS + 1),
+        first=part(1e-5),
+        last=part(3e-5),
+        device=Unit(lambda n: 3e-5 + 1e-6 * n, lasting(0.0), 1e-5),
+        copy=lasting(4e-4),
+        cpu=Unit(lambda n: 2e-4 + 1e-5 * n, lasting(0.0), 1e-4),
+        pim=Unit(lambda n: 1.5e-4 + 3e-5 * n, lasting(0.0)),
+        disk=lasting(1e-3),
+        cpu_slowdown=1.3,
+    )
+    return replace(made, **changes)
+
+
+def offload(slots=5, executor="device", prefetch="none", cache="lru", **more):
+    held = np.full(LAYERS, slots)
+    return Offload(
+        cache_policies.build(cache), held, executors.build(executor), prefetchers.build(prefetch), **more
+    )
+
+
+def host(slots):
+    return {"host_cache": cache_policies.build("lru"), "host_slots": np.full(LAYERS, slots)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(executors.names()),
+    st.sampled_from(prefetchers.names()),
+    st.sampled_from(["lru", "frequency_static", "mrs"]),
+    st.booleans(),
+    st.sampled_from([None, 8]),
+)
+def test_the_event_interpreter_ends_when_the_driver_says(seed, executor, prefetch, cache, pooled, host_slots):
+    more = host(host_slots) if host_slots else {}
+    plan = offload(5, executor, prefetch, cache, pooled=pooled, **more)
+    run = simulate(demand(seed), costs(), plan, seed=seed, record_passes=12)
+    done = events.simulate(run.program, durations_ps(run.program))
+    device = run.program.streams.index("device")
+    assert done.clocks_ps[device, 0] == run.pass_ends_ps[-1]
+
+
+def test_everything_near_is_the_sum_of_its_parts():
+    wanted = demand()
+    run = simulate(wanted, costs(), offload(EXPERTS, cache="frequency_static"))
+    experts = (3e-5 + 1e-6 * wanted.tokens).sum() + wanted.num_passes * LAYERS * 1e-5
+    rest = wanted.num_passes * (1e-5 + 3e-5 + (LAYERS + 1) * 1e-4 + LAYERS * 2e-5)
+    assert run.pass_ends_ps[-1] / 1e12 == pytest.approx(experts + rest, rel=1e-9)
+    assert run.tally.hits == run.tally.lookups
+
+
+@pytest.mark.parametrize("cache", ["lru", "lfu", "belady", "arc"])
+def test_hits_are_those_of_the_replay(cache):
+    wanted = demand(3)
+    run = simulate(wanted, costs(), offload(5, cache=cache))
+    assert run.tally.hits == replay(wanted, cache_policies.build(cache), 5).hits.sum()
+    assert run.tally.hits + run.tally.loads == run.tally.lookups
+    assert run.busy_ps["host to device"] == run.tally.loads * 400_000_000
+
+
+@pytest.mark.parametrize("prefetch", prefetchers.names())
+def test_every_copy_occupies_the_link(prefetch):
+    run = simulate(demand(4), costs(), offload(5, "device", prefetch))
+    copies = run.tally.loads + run.tally.prefetches
+    assert run.busy_ps["host to device"] == copies * 400_000_000
+    assert run.tally.useful_prefetches <= run.tally.prefetches
+
+
+def test_wrong_prefetches_only_cost():
+    wanted = demand(5, passes=60)
+    slow = costs(before=[[Part("x", "compute", lasting(3e-3))]] * (LAYERS + 1))
+    good = replace(offload(6), prefetcher=prefetchers.build("next_layer_gate", {"accuracy": [1.0]}))
+    bad = replace(offload(6), prefetcher=prefetchers.build("next_layer_gate", {"accuracy": [0.0]}))
+    right, none, wrong = (simulate(wanted, slow, plan) for plan in (good, offload(6), bad))
+    assert right.pass_ends_ps[-1] < none.pass_ends_ps[-1] < wrong.pass_ends_ps[-1]
+    assert right.tally.useful_prefetches == right.tally.prefetches
+    assert wrong.tally.hits < none.tally.hits
+
+
+def test_list_scheduling_is_no_slower_than_either_engine_alone():
+    wanted = demand(6, passes=40)
+    times = {
+        name: simulate(wanted, costs(pim=None, cpu_slowdown=1.0), offload(5, name, cache="frequency_static"))
+        for name in ("device", "cpu", "list_schedule")
+    }
+    ends = {name: run.pass_ends_ps[-1] for name, run in times.items()}
+    assert ends["list_schedule"] <= min(ends["device"], ends["cpu"])
+
+
+def test_a_copy_slows_the_cpu_beside_it():
+    wanted = demand(7)
+    mixed = offload(5, "list_schedule")
+    fast = simulate(wanted, costs(pim=None, cpu_slowdown=1.0), mixed).busy_ps["cpu"]
+    shared = simulate(wanted, costs(pim=None, cpu_slowdown=2.0), offload(5, "list_schedule")).busy_ps["cpu"]
+    assert fast > 0
+    assert shared != fast
+
+
+def test_disk_reads_come_before_copies():
+    near = simulate(demand(8), costs(), offload(5))
+    far = simulate(demand(8), costs(), offload(5, **host(6)))
+    assert far.tally.disk_reads > 0
+    assert far.busy_ps["disk to host"] == far.tally.disk_reads * 10**9
+    assert far.pass_ends_ps[-1] > near.pass_ends_ps[-1]
+
+
+def test_deferred_experts_shorten_the_layer_and_are_waited_for():
+    plan = replace(offload(0, "cpu", cache="frequency_static"))
+    late = replace(plan, executor=executors.build("cpu", {"deferred": 1}))
+    at_once, deferred = (simulate(demand(9), costs(), p) for p in (plan, late))
+    assert deferred.pass_ends_ps[-1] < at_once.pass_ends_ps[-1]
+    assert deferred.busy_ps["cpu"] == at_once.busy_ps["cpu"]
