@@ -8,6 +8,8 @@ import pytest
 from moesim.evidence import rng_for
 from moesim.placement import Placement, Problem, best_bound, evaluate, placement_methods
 
+QUICK = {"max_nodes": 2, "max_variables": 100, "rounds": 10, "steps": 30}
+"""Less effort than by default: the promises are about any."""
 NODES = {"ranks_per_node": 2, "num_groups": 4}
 CASES = {
     "plain": {"layers": 2, "experts": 16, "num_ranks": 4, "slots_per_rank": 4},
@@ -45,7 +47,8 @@ def problem(request):
 
 @pytest.fixture(params=placement_methods.names())
 def method(request):
-    return placement_methods.build(request.param)
+    known = placement_methods.classes[request.param].__dataclass_fields__
+    return placement_methods.build(request.param, {name: n for name, n in QUICK.items() if name in known})
 
 
 def test_the_expected_methods_are_registered():
