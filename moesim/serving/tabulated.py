@@ -123,6 +123,8 @@ def _flat(price: Callable[..., Floats | float], *arrays: Floats) -> Floats:
     """``price`` on flattened arrays, back in their shape; what occurs more than once is priced once."""
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
     flat = np.stack([np.broadcast_to(a, shape).ravel().astype(np.float64) for a in arrays])
+    if not flat[0].any():
+        return np.zeros(shape)  # nobody does this part
     # one complex number a pair: sorting those is ten times faster than sorting rows
     keys = flat[0] + 1j * flat[1] if len(flat) > 1 else flat[0]
     _, first, which = np.unique(keys, return_index=True, return_inverse=True)
