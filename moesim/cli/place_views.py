@@ -39,7 +39,7 @@ def document_of(
     before |= _bytes(judged.before, sizes)
     metrics: dict[str, dict[str, Any]] = {
         "objective": {"value": after["objective"], "unit": "tokens"},
-        "lower_bound": {"value": float(judged.bound.sum()), "unit": "tokens"},
+        "lower_bound": {"value": float(judged.bound_of(judged.methods[best]).sum()), "unit": "tokens"},
         "gap_fraction": {"value": after["gap_fraction"], "unit": "fraction"},
     }
     for part in PARTS:
@@ -235,5 +235,5 @@ def _own(own: dict[str, Any]) -> str:
     return f"{text}; none is better than {bound} ({own['bound_name']}), gap {_percent(own['gap_fraction'])}"
 
 
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.3f} %"
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3f} %"

@@ -79,12 +79,22 @@ class Comparison:
     methods : mapping of name to Judged
         In the order they were asked for.
     bound : ndarray of float64, ``(layers,)``
-        Best lower bound of the largest rank load by any means. [tokens]
+        Best lower bound of the largest rank load by any means, with the problem's slots. [tokens]
+    loads : ndarray of float64, ``(layers, experts)``
+        The traffic it is about. [tokens]
     """
 
     before: Judged
     methods: Mapping[str, Judged]
     bound: Floats
+    loads: Floats
+
+    def bound_of(self, judged: Judged) -> Floats:
+        """Lower bound for the slots that a placement has, ``(layers,)``. [tokens]"""
+        if self.has_given_slots(judged):
+            return self.bound
+        slots = judged.solution.placement.rank_slots
+        return best_bound(Problem.with_rank_slots(self.loads, slots))
 
     @property
     def best(self) -> str:
@@ -107,9 +117,7 @@ class Comparison:
         return {
             "split": judged.solution.split_rule,
             "objective": judged.fit.objective,
-            "gap_fraction": gap_fraction(judged.fit.objective, float(self.bound.sum()))
-            if self.has_given_slots(judged)
-            else None,
+            "gap_fraction": gap_fraction(judged.fit.objective, float(self.bound_of(judged).sum())),
             "imbalance_ratio_fit": judged.fit.imbalance_ratio,
             "imbalance_ratio_held_out": judged.held_out.imbalance_ratio,
             "imbalance_ratio_held_out_interval": list(judged.held_out_interval),
@@ -141,17 +149,18 @@ class Comparison:
     def layers(self, name: str) -> list[dict[str, Any]]:
         """Plain numbers of every layer under one method."""
         after, before = self.methods[name], self.before
+        bound = self.bound_of(after)
         return [
             {
                 "objective": float(after.fit.largest[i]),
-                "lower_bound": float(self.bound[i]),
-                "gap_fraction": gap_fraction(float(after.fit.largest[i]), float(self.bound[i])),
+                "lower_bound": float(bound[i]),
+                "gap_fraction": gap_fraction(float(after.fit.largest[i]), float(bound[i])),
                 "imbalance_ratio_fit_before": float(before.fit.imbalance[i]),
                 "imbalance_ratio_fit_after": float(after.fit.imbalance[i]),
                 "imbalance_ratio_held_out_before": float(before.held_out.imbalance[i]),
                 "imbalance_ratio_held_out_after": float(after.held_out.imbalance[i]),
             }
-            for i in range(len(self.bound))
+            for i in range(len(bound))
         ]
 
 
@@ -187,7 +196,8 @@ def compare(
     def judged(solution: Solution) -> Judged:
         return _judged(solution, problem, unseen, start.placement, ideal, seed)
 
-    return Comparison(judged(start), {name: judged(one) for name, one in solutions.items()}, bound)
+    methods = {name: judged(one) for name, one in solutions.items()}
+    return Comparison(judged(start), methods, bound, problem.loads)
 
 
 def _of_loads(problem: Problem, loads: Floats) -> Problem:

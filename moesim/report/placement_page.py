@@ -52,9 +52,8 @@ def _rows(document: Document) -> list[dict[str, Any]]:
     before = {"method": "before", **document["before"]}
     found = []
     for row in [before, *sorted(document["methods"], key=lambda row: float(row["objective"]))]:
-        gap = row["gap_fraction"]
         cells = [
-            "-" if gap is None else f"{100 * gap:.3f} %",
+            f"{100 * row['gap_fraction']:.3f} %",
             f"{row['imbalance_ratio_fit']:.3f}",
             f"{row['imbalance_ratio_held_out']:.3f}",
             f"{row['imbalance_ratio_batch']:.3f}",

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -199,3 +200,25 @@ def test_a_trace_of_another_model_and_a_file_of_another_shape(trace, tmp_path):
     done = place(trace, "--ranks", 4, "--score", out)
     assert done.exit_code == 3
     assert "num_ranks: got 2; accepted: 4" in done.stderr
+
+
+def test_slots_dealt_out_anew_have_a_bound_of_their_own(tmp_path):
+    # one layer of a single hot expert, one that is even: all replicas are worth most in the first
+    rng = np.random.default_rng(0)
+    ids = np.stack(
+        [np.where(rng.random(900) < 0.6, 0, rng.integers(0, 8, 900)), rng.integers(0, 8, 900)], axis=1
+    )
+    arrays = {"expert_ids": ids[:, :, None], "seq_lens": np.full(9, 100)}
+    np.savez(tmp_path / "t.npz", **arrays)
+    convert = ["trace", "convert", str(tmp_path / "t.npz"), str(tmp_path / "t.safetensors"), "--from", "npz"]
+    assert CliRunner().invoke(app, [*convert, "--experts", "8"]).exit_code == 0
+    out = tmp_path / "p.json"
+    options = ["--ranks", 4, "--slots", 3, "--method", "replica_ilp", "--out", out, "--json"]
+    done = place(tmp_path / "t.safetensors", *options)
+    document = json.loads(done.stdout)
+    (one,) = document["methods"]
+    assert one["gap_fraction"] >= 0
+    assert all(layer["gap_fraction"] >= 0 for layer in document["layers"])
+    slots = read_placement(out).placement.rank_slots
+    assert (slots[0] > slots[1]).all()
+    assert slots.sum() == 2 * 4 * 3

@@ -16,6 +16,9 @@ from moesim.placement.problem import Problem
 from moesim.placement.registry import Own, Solution, placement_methods
 from moesim.placement.start import balanced
 
+SLOT_WORTH = 1e-5
+"""Part of the hottest layer's load that a slot is worth where it does not lower any bound."""
+
 
 @placement_methods.register("replica_ilp")
 @dataclass(frozen=True)
@@ -70,14 +73,17 @@ class ReplicaIlp:
             name = f"x{layer}_{option}"
             picks[layer, option] = variable(model, name, 0, 1, whole=True)
             start[name] = float(options[option] == problem.slots_per_rank)
-        model += total([(pick, float(curves[at]) / scale) for at, pick in picks.items()])
+        # of equal sums the one that leaves no slot unused: bounds do not see that room helps packing
+        worth = {at: float(curves[at]) / scale - SLOT_WORTH * int(options[at[1]]) for at in picks}
+        model += total([(pick, worth[at]) for at, pick in picks.items()])
         for layer in range(problem.num_layers):
             model += total([(picks[layer, option], 1) for option in range(len(options))]) == 1
         model += total([(pick, int(options[option])) for (_, option), pick in picks.items()]) <= budget
         outcome = minimise(model, Limits(self.time_limit_s, 10_000, 0.0), start)
         values = start if outcome.values is None else outcome.values
         grid = np.array([values[f"x{layer}_{option}"] for layer, option in picks]).reshape(curves.shape)
-        return grid.argmax(axis=1), max(outcome.dual_bound * scale * (1 - SOLVER_TOLERANCE), 0.0)
+        least = outcome.dual_bound + SLOT_WORTH * problem.num_layers * int(options[0])
+        return grid.argmax(axis=1), max(least * scale * (1 - SOLVER_TOLERANCE), 0.0)
 
 
 def _curves(problem: Problem, options: Ints) -> Floats:
