@@ -30,7 +30,7 @@ def test_every_profile_holds_for_any_version(engine):
 def test_versions_lie_over_defaults_key_by_key():
     first, later = load_profile("trtllm", "1.2.0rc6"), load_profile("trtllm", "1.2.0rc6.post3")
     assert later.speculation.draft_tokens > first.speculation.draft_tokens == 0
-    assert later.host.iteration_s == first.host.iteration_s
+    assert later.host.request_s == first.host.request_s
     assert load_profile("TensorRT-LLM", "1.2.0rc6") == first
     # a distribution's own numbers stand for the engine's
     assert load_profile("trtllm", "0.8.1.post2").family == "1.2.0rc6"
