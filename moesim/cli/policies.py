@@ -38,9 +38,11 @@ def command(
 
 
 def _import_registries() -> None:
+    import moesim.memory.caches  # noqa: PLC0415
     import moesim.network.collectives.base  # noqa: PLC0415
     import moesim.network.cores.base  # noqa: PLC0415
     import moesim.network.exchanges.base  # noqa: PLC0415
+    import moesim.offload  # noqa: PLC0415
     import moesim.placement.engine_files  # noqa: PLC0415
     import moesim.placement.registry  # noqa: PLC0415
     import moesim.placement.split_registry  # noqa: PLC0415

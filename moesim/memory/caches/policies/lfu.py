@@ -18,8 +18,6 @@ class _Counted(Ranking):
         super().__init__(demand)
         self.uses = np.zeros_like(self.last_use)
         self.by_sequence = by_sequence
-        if demand.prior_counts is not None and not by_sequence:
-            self.uses[:, :-1] = demand.prior_counts
 
     def begin_sequence(self) -> None:
         if self.by_sequence:
@@ -38,7 +36,7 @@ class _Counted(Ranking):
 class Lfu(Dynamic):
     """Evict the expert used in the fewest passes; among equals the one used longest ago.
 
-    ``scope``: count over earlier traffic and the whole run (``model``) or since the request began (``sequence``).
+    ``scope``: count over the whole run (``model``) or since the request began (``sequence``).
     """
 
     scope: Literal["model", "sequence"] = "model"
