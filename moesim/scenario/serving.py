@@ -127,7 +127,7 @@ class Serving:
         section = self.scenario.serving.changes[index]
         count = sum(pool.count for pool in self.pools)
         if section.instance >= count:
-            accepted = f"0 to {count - 1}: the service has {count} instances"
+            accepted = f"0 to {count - 1}, an instance of the service"
             msg = f"serving.changes.{index}.instance"
             raise InputError.at(msg, section.instance, accepted)
         if section.kind != "add":
