@@ -126,7 +126,7 @@ def _views(judged: Comparison, trace: RoutingTrace) -> dict[str, Any]:
 
 
 def _loads(judged: Judged) -> list[list[float]]:
-    return np.round(judged.held_out.rank_loads, 3).tolist()
+    return [[float(x) for x in layer] for layer in np.round(judged.held_out.rank_loads, 3)]
 
 
 def show(document: dict[str, Any], seconds: dict[str, float]) -> None:

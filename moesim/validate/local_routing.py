@@ -45,9 +45,9 @@ def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
     for row in data["models"]:
         if progress is not None:
             progress(row["name"])
-        skewed = skewed(base, row, data["request_tokens"], seed)
-        alone.append(100 * segment_routing_performance(trace_of(skewed, TOKENS, seed), segment)[1])
-        asked = with_consistency(skewed, row["srp"] / 100, TOKENS, seed, segment_tokens=segment)
+        model = skewed(base, row, data["request_tokens"], seed)
+        alone.append(100 * segment_routing_performance(trace_of(model, TOKENS, seed), segment)[1])
+        asked = with_consistency(model, row["srp"] / 100, TOKENS, seed, segment_tokens=segment)
         trace = trace_of(asked, TOKENS, seed + 1)
         given.append(100 * segment_routing_performance(trace, segment)[1])
         caches.append(_relative_hits(trace, segment, [r["cache_ratio"] for r in data["hit_rates"]]))
