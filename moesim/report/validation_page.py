@@ -21,6 +21,8 @@ STATISTICS = ("median_ape", "mape", "p90_ape", "bias", "mean_error", "coverage")
 HEADINGS = ("median error", "mean", "90 % of runs", "bias", "mean signed", "in band")
 WITHIN = 0.25
 """Lines of this relative error are drawn beside the diagonal."""
+WIDE = 300.0
+"""Axes over more than this ratio have a label a decade, others at 1, 2 and 5."""
 MARKERS = "osD^vP*X"
 WORST_ROWS = 40
 
@@ -94,7 +96,7 @@ def groups(document: Document) -> Figure | None:
     for limit in (-WITHIN, WITHIN):
         axes.axvline(limit, color=WORSE, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(ordered)), list(reversed(ordered)), fontsize=8)
-    axes.set_xlim(-1, 1.5)
+    axes.set_xlim(-1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f} %")
     axes.set_xlabel("signed error of the time per output token: median, middle half, middle 80 %")
     title(figure, "Errors by model, device and engine")
@@ -141,6 +143,8 @@ def _pairs(rows: Sequence[Mapping[str, Any]], metric: str, engine: str) -> Any:
 
 
 def _diagonal(axes: Axes, points: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter  # noqa: PLC0415
+
     low, high = points.min() / 1.3, points.max() * 1.3
     ends = np.array([low, high])
     axes.plot(ends, ends, color=FAINT, linewidth=1)
@@ -151,8 +155,9 @@ def _diagonal(axes: Axes, points: Any) -> None:
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1,) if high / low > WIDE else (1, 2, 5), numticks=20))
+        axis.set_minor_formatter(NullFormatter())
         axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
-    axes.set_aspect("equal")
 
 
 def _group_errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
