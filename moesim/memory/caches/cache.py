@@ -69,6 +69,9 @@ class ExpertCache:
 
     def load(self, rows: Rows, ids: Ids, missing: NDArray[np.bool_]) -> None:
         """Load those of ``ids`` that are ``missing``, sparing the others; all ``(rows, places)``."""
+        if len(rows) == 1 and np.count_nonzero(missing) == 1:
+            self._load_one(int(rows[0, 0]), int(ids[missing][0]), None if self.bypasses else ids[0])
+            return
         lines = np.flatnonzero(missing.any(axis=1))
         if lines.size:
             kept = None if self.bypasses else ids[lines]
@@ -76,10 +79,34 @@ class ExpertCache:
 
     def insert(self, row: int, expert: int, keep: Ids) -> bool:
         """Load one expert ahead of its use, sparing ``keep`` ``(experts,)``; False if no slot could go."""
-        one, ids = np.array([[row]]), np.array([[expert]], np.int32)
         if self.slot_of[row, expert] < 0:
-            self._load(one, ids, np.ones((1, 1), np.bool_), None if self.bypasses else keep[None, :])
+            self._load_one(row, expert, None if self.bypasses else keep)
         return bool(self.slot_of[row, expert] >= 0)
+
+    def _load_one(self, row: int, expert: int, kept: Ids | None) -> None:
+        """As :meth:`_load` for a single expert, which is what copies ahead of their use are."""
+        contents = self.contents[row]
+        at = np.array([[row]])
+        standing = self.ranking.worth(at, contents[None, :])[0]
+        standing[contents == self.empty] = -_NEVER
+        standing[~self.usable[row]] = _NEVER
+        if kept is not None:
+            held = self.slot_of[row, kept]
+            standing[held[held >= 0]] = _NEVER
+        slot = int(standing.argmin())
+        given_up = standing[slot]
+        if given_up == _NEVER:
+            return
+        new = np.array([expert], np.int32)
+        if kept is None and self.ranking.worth(at, new[None, :])[0, 0] <= given_up:
+            return
+        old = contents[slot : slot + 1].copy()
+        if old[0] < self.empty:
+            self.slot_of[row, old[0]] = -1
+            self.ranking.evicted(at[0], old)
+        self.contents[row, slot] = expert
+        self.slot_of[row, expert] = slot
+        self.ranking.inserted(at[0], new)
 
     def holds(self, row: int, experts: Ids) -> NDArray[np.bool_]:
         """Whether each of ``experts`` of a row is present."""
