@@ -21,6 +21,9 @@ STATISTICS = ("median_ape", "mape", "p90_ape", "bias", "mean_error", "coverage")
 HEADINGS = ("median error", "mean", "90 % of runs", "bias", "mean signed", "in band")
 WITHIN = 0.25
 """Lines of this relative error are drawn beside the diagonal."""
+FAR = 1.5
+"""Where the axis of errors ends; a median beyond it is written out."""
+BESIDE = {"ha": "right", "va": "center", "fontsize": 8}
 WIDE = 300.0
 """Axes over more than this ratio have a label a decade, others at 1, 2 and 5."""
 MARKERS = "osD^vP*X"
@@ -91,12 +94,19 @@ def groups(document: Document) -> Figure | None:
         tenth, quarter, middle, three, ninety = np.quantile(spread[name], [0.1, 0.25, 0.5, 0.75, 0.9])
         axes.plot([tenth, ninety], [place, place], color=FAINT, linewidth=1)
         axes.plot([quarter, three], [place, place], color=PALETTE[0], linewidth=5, alpha=0.6)
-        axes.plot([middle], [place], "o", color=PALETTE[0], markersize=4)
+        far = middle > FAR
+        axes.plot(
+            [min(middle, FAR)], [place], ">" if far else "o", color=PALETTE[0], markersize=4, clip_on=False
+        )
+        if far:
+            axes.annotate(
+                f"{100 * middle:+,.0f} %", (FAR, place), (-6, 0), textcoords="offset points", **BESIDE
+            )
     axes.axvline(0, color=FAINT, linewidth=1)
     for limit in (-WITHIN, WITHIN):
         axes.axvline(limit, color=WORSE, linewidth=1, linestyle=":")
     axes.set_yticks(range(len(ordered)), list(reversed(ordered)), fontsize=8)
-    axes.set_xlim(-1)
+    axes.set_xlim(-1, FAR)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.0f} %")
     axes.set_xlabel("signed error of the time per output token: median, middle half, middle 80 %")
     title(figure, "Errors by model, device and engine")
