@@ -16,11 +16,15 @@ EVEN = 1.01
 """Loads within this factor of their mean are told as even."""
 
 
+OWN_WORK = {"compute", "cpu_compute", "pim_compute", "idle"}
+"""Kinds of operations that move nothing between places."""
+
+
 def breakdown(document: Document) -> str:
     """Largest operation and the share of communication."""
     rows = document["breakdown"]
     first = rows[0]
-    comm = sum(row["fraction"] for row in rows if row["kind"] != "compute")
+    comm = sum(row["fraction"] for row in rows if row["kind"] not in OWN_WORK)
     text = f"{_sentence(first['name'])}: {100 * first['fraction']:.0f} % of the critical path"
     return text + (f"; communication: {100 * comm:.0f} %" if comm >= 0.005 else "")
 

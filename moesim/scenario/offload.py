@@ -190,7 +190,7 @@ def _purchases(resolved: Resolved) -> Iterator[tuple[str, str, Resolved]]:
         cluster = scaled(scenario.cluster, ["node", *path.split(".")], factor)
         yield f"cluster.node.{path}", label, _with(resolved, cluster=cluster)
     for path, label, section in (
-        ("executor.policy", "experts shared out by list scheduling", "list_schedule"),
+        ("executor.policy", "list scheduling of experts", "list_schedule"),
         ("executor.policy", "missing experts on the CPU", "cpu"),
     ):
         if scenario.executor.policy != section:

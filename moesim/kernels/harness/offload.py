@@ -62,6 +62,17 @@ class Experts:
         self.cache[key] = self.load(layer, expert)
         return self.cache[key]
 
+    def counts(self) -> dict[str, Any]:
+        """Set-up and what happened."""
+        return {
+            "tier": self.tier,
+            "slots_per_layer": self.slots,
+            "num_experts": self.config["num_experts"],
+            "num_layers": self.config["num_hidden_layers"],
+            "hits": self.hits,
+            "loads": self.loads,
+        }
+
     def load(self, layer: int, expert: int) -> list[Any]:
         """One expert from its tier."""
         torch = self.torch
@@ -253,18 +264,12 @@ def measure(folder: Path, *, device: str, tier: str, slots: int, tokens: int) ->
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "model": folder.parent.name,
-        "tier": tier,
-        "slots_per_layer": slots,
-        "num_experts": experts,
-        "num_layers": layers,
         "tokens": tokens,
         "skipped_tokens": skip,
         "parts": parts,
         "token_s": token_s,
-        "hits": model.experts.hits,
-        "loads": model.experts.loads,
         "expert_ids": [route[t * layers : (t + 1) * layers] for t in range(tokens)],
-    }
+    } | model.experts.counts()
 
 
 def main(arguments: list[str] | None = None) -> None:

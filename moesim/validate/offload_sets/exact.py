@@ -203,7 +203,7 @@ def _slim(data: Data) -> list[Claim]:
             name = f"SlimMoE {row['name']} {what} parameters"
             # printed to one decimal: half of the last digit may be rounding
             tolerance = max(0.02, 0.05 / published)
-            found.append(Claim(name, given["source"], "1e9", published, count / GIGA, tolerance))
+            found.append(Claim(name, given["source"], "billion", published, count / GIGA, tolerance))
     return found
 
 
