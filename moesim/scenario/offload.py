@@ -20,6 +20,7 @@ from moesim.evidence import BAND_QUANTILES, draw_errors
 from moesim.metrics.breakdown import evidence_shares, path_breakdown
 from moesim.offload import OffloadRun, simulate
 from moesim.offload.lanes import CPU, DEVICE, DISK, LINK
+from moesim.offload.rates import hybrid_rates
 from moesim.scenario.offloading import Offloading, build_offload
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.result import Metric, Result, Sensitivity
@@ -91,7 +92,7 @@ def run_offload(resolved: Resolved, *, with_changes: bool = True) -> OffloadOutc
         sensitivity=changes,
         memory=_memory(built),
         views=_views(built, done, with_curve=with_changes),
-        sources=sources_of_cluster(resolved.tree),
+        sources=[*sources_of_cluster(resolved.tree), *_rate_rows()],
         inputs=inputs_of(_files(built)),
         warnings=list(built.traffic.warnings),
     )
@@ -276,6 +277,18 @@ def _limiter(changes: list[Sensitivity], done: OffloadRun) -> str:
     if changes and changes[0].change_fraction < -0.005:
         text += f"; {changes[0].label}: {100 * changes[0].change_fraction:+.0f} %"
     return text
+
+
+def _rate_rows() -> list[dict[str, Any]]:
+    """What hosts and links are taken to reach."""
+    rates = hybrid_rates()
+    rows = []
+    for name, text in rates.sources.items():
+        grade, _, said = text.partition(":")
+        path = f"calibration.hybrid.{name}"
+        value = getattr(rates, name)
+        rows.append({"path": path, "value": value, "unit": "", "grade": grade, "source": said.strip()})
+    return rows
 
 
 def _files(built: Offloading) -> list[str | Path]:

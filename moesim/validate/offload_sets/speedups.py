@@ -13,9 +13,12 @@ from moesim.hardware.load import load_device
 from moesim.hardware.schema import Node
 from moesim.memory.demand import Demand
 from moesim.model import Dtypes
+from moesim.model.layer_ops import forward_flops_per_token
 from moesim.model.ops import Segment
+from moesim.model.parameters import kv_bytes_per_token
 from moesim.offload import Costs
 from moesim.offload.machine import HostWork, costs_of
+from moesim.offload.throughput import overlapped_tokens_per_s, separate_tokens_per_s
 from moesim.validate.claims import Claim, Progress
 from moesim.validate.offload_sets.cases import case_of, demand_for, model_of, node_of, offload_of, run
 from moesim.validate.offload_sets.duplex import duplex_claims
@@ -29,7 +32,7 @@ LOW_BITS = 0.25
 def speedup_claims(data: Data, seed: int, progress: Progress) -> list[Claim]:
     """All of them."""
     found: list[Claim] = []
-    for part in (_hybrimoe, _hobbit, flow_claims, duplex_claims, _fate, _modes):
+    for part in (_hybrimoe, _hobbit, _lens_rates, flow_claims, duplex_claims, _fate, _modes):
         progress(part.__name__.strip("_").removesuffix("_claims"))
         found += part(data, seed)
     return found
@@ -130,6 +133,27 @@ def _hobbit(data: Data, seed: int) -> list[Claim]:
         )
         for name, count in fates.items()
     ]
+
+
+def _lens_rates(data: Data, seed: int) -> list[Claim]:
+    """Overlapped admission against whole batches, which use the published share of the cache."""
+    del seed
+    given, model = data["moe_lens_rates"], model_of("mixtral_8x7b")
+    per_token = kv_bytes_per_token(model, "fp16")
+    rate = given["flops_per_s"] / forward_flops_per_token(model, given["prompt"])
+    pass_s = given["weight_bytes"] / given["link_bytes_per_s"]
+    ratios = []
+    for kv_bytes in given["kv_bytes"]:
+        for generated in given["generated"]:
+            common = {"generated": generated, "pass_s": pass_s, "device_tokens_per_s": rate}
+            capacity = kv_bytes / per_token
+            lens = overlapped_tokens_per_s(prompt=given["prompt"], kv_capacity_tokens=capacity, **common)
+            used = capacity * given["lightning_memory_fraction"]
+            lightning = separate_tokens_per_s(prompt=given["prompt"], kv_capacity_tokens=used, **common)
+            ratios.append(lens / lightning)
+    name = "MoE-Lens over MoE-Lightning, MTBench, mean"
+    note = f"{len(ratios)} cells from {min(ratios):.1f} to {max(ratios):.1f}"
+    return [Claim(name, given["source"], "ratio", given["mean"], float(np.mean(ratios)), 0.3, note=note)]
 
 
 def _fate(data: Data, seed: int) -> list[Claim]:
