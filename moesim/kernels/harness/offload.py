@@ -41,6 +41,9 @@ class Experts:
             if name != "__metadata__"
         }
         self.stream = os.open(file, os.O_RDONLY)
+        # reading ahead would bring in experts that nobody asked for
+        os.posix_fadvise(self.stream, 0, 0, os.POSIX_FADV_RANDOM)
+        os.posix_fadvise(self.stream, 0, 0, os.POSIX_FADV_DONTNEED)
         stacked = load_file(file) if tier == "host" else {}
         self.host = {name: tensor for name, tensor in stacked.items() if ".experts." in name}
         self.cache: OrderedDict[tuple[int, int], list[Any]] = OrderedDict()
