@@ -32,6 +32,10 @@ MOST_DOMAINS = 4
 """DeepEP's benchmark sends a token to the experts of at most so many nodes."""
 
 
+TUTEL_RANKS = tuple(2**power for power in range(4, 12))
+"""16 to 2,048 GPUs."""
+
+
 def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
     """Every published number of ``published/network.yaml``; nothing here is random."""
     del seed
@@ -71,7 +75,7 @@ def _fsmoe(given: dict[str, Any]) -> Iterator[Claim]:
 def _tutel(given: dict[str, Any]) -> Iterator[Claim]:
     """What 2DH does to a layer on 2,048 GPUs; where it begins to pay is told beside it."""
     gain = {}
-    for ranks in (16, 32, 64, 128, 256, 512, 1024, 2048):
+    for ranks in TUTEL_RANKS:
         layer = _tutel_layers(given, ranks)
         gain[ranks] = layer["pairwise"] / layer["two_dimensional"]
     shown = given["layer_speedup_at_2048"]

@@ -40,7 +40,7 @@ def outcome():
     return compare_placements(resolve("deepseek_v3_decode_h200x32", SMALL), sections)
 
 
-OF_A_STEP = set(FIGURES) - {"latency_curves", "service_over_time", "batches"}
+OF_A_STEP = set(FIGURES) - {"latency_curves", "service_over_time", "batches", "cache_curve", "lanes"}
 
 
 @pytest.fixture(scope="module")
