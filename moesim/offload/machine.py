@@ -202,7 +202,7 @@ def device_unit(cost: KernelCost, op: GroupedExperts, most_tokens: int) -> Unit:
 
 
 def cpu_unit(node: Node, op: GroupedExperts, work: HostWork, rates: Rates) -> Unit:
-    """Experts on the host: bandwidth at few tokens, then the tile or vector units."""
+    """Experts on the host: a vector kernel at few tokens, then one on matrix tiles where there are some."""
     host = node.host
     sockets = min(work.sockets or host.num_sockets, host.num_sockets)
     cores = host.cpu.num_units * sockets
@@ -211,9 +211,16 @@ def cpu_unit(node: Node, op: GroupedExperts, work: HostWork, rates: Rates) -> Un
     dtype = compute_dtype(op.weight_dtype, op.activation_dtype, host.cpu)
     has_tiles = dtype in host.cpu.peak_flops_per_s
     fraction = rates.cpu_tile_fraction if has_tiles else rates.cpu_vector_fraction
-    peak = host.cpu.dense_peak_flops_per_s(dtype) * fraction * sockets * threads / cores
-    estimate = Estimate(0.0, "cpu_moe", "assumed", rates.sigma)
-    return Unit(roofline_times(op, peak, bandwidth, rates.cpu_expert_s), estimate, rates.handover_s)
+    share = sockets * threads / cores
+    peak = host.cpu.dense_peak_flops_per_s(dtype) * fraction * share
+    vector_peak = host.cpu.dense_peak_flops_per_s("fp32") * rates.cpu_vector_fraction * share
+    many = roofline_times(op, peak, bandwidth, rates.cpu_expert_s)
+    few = roofline_times(op, vector_peak, bandwidth, rates.cpu_expert_s)
+
+    def times(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        return np.where(tokens <= rates.cpu_vector_max_tokens, few(tokens), many(tokens))
+
+    return Unit(times, Estimate(0.0, "cpu_moe", "assumed", rates.sigma), rates.handover_s)
 
 
 def pim_unit(pim: Device, op: GroupedExperts) -> Unit:

@@ -153,11 +153,6 @@ def ring_pass_s(*, sections: int, resident: int, compute_s: float, load_s: float
     return now - first_round
 
 
-def ring_stalls(*, resident: int, compute_s: float, load_s: float) -> bool:
-    """Whether a section takes longer to load than the device computes meanwhile."""
-    return load_s > max(1, resident) * compute_s and load_s > compute_s
-
-
 def grouped_makespan_s(
     choices: Sequence[Sequence[int]], *, load_s: float, run_s: float, num_devices: int = 1
 ) -> float:

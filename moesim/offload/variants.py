@@ -6,8 +6,6 @@ Pure formulas beside :class:`~moesim.model.spec.MoeSpec`, whose fields (``expert
 
 from __future__ import annotations
 
-import math
-
 from moesim.model.spec import ModelSpec
 
 BITS_PER_BYTE = 8
@@ -68,24 +66,3 @@ def expert_forward_s(*, launch_s: float, num_experts: int, full_s: float, true_f
 def saved_fraction(*, mean_experts: float, top_k: float, expert_share: float) -> float:
     """FLOPs saved when a token uses ``mean_experts`` instead of ``top_k`` (AdaMoE). [-]"""
     return (1 - mean_experts / top_k) * expert_share
-
-
-def compressed_expert_bytes(*, rank: int, hidden: int, width: int, nonzero: float, bits: float) -> float:
-    """One matrix as low rank plus sparse, W = UV + S (MC-SMoE). [bytes]"""
-    return (rank * (hidden + width) + nonzero) * bits / BITS_PER_BYTE
-
-
-def latent_expert_flops(*, hidden: int, latent: int, width: int, top_k: int) -> float:
-    """FLOP of a token through shared projections to a latent space and ``top_k`` experts in it (MoLE)."""
-    return 2.0 * (2 * hidden * latent + top_k * 3 * latent * width)
-
-
-def row_gather_bytes(*, rows: int, value_width: int, layers: int, bytes_each: float) -> float:
-    """Bytes of memory layers that gather rows instead of computing experts (UltraMemV2). [bytes]"""
-    return rows * value_width * layers * bytes_each
-
-
-def product_key_parameters(*, num_experts: int, key_width: int) -> int:
-    """Parameters of scores over experts named by pairs of keys: two halves of sqrt(N) keys (Monet)."""
-    side = math.isqrt(num_experts)
-    return 2 * side * key_width
