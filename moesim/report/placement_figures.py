@@ -136,7 +136,7 @@ def pairs(document: Document) -> Figure | None:
         return None
     figure, axes = new_figure(3.9, 1, 2, sharey=True)
     names = (f"before: {document['problem']['before']}", f"after: {document['method']}")
-    image = None
+    image: Any = None
     for panel, matrix, name in zip(axes, matrices, names, strict=True):
         shown = np.where(matrix > 0, matrix, np.nan)
         image = panel.imshow(shown, cmap=HEAT, interpolation="nearest", vmin=0, vmax=high)

@@ -68,6 +68,6 @@ def _decoder(layers: int, step_s: float, copy_s: float) -> Costs:
         moe_layers=range(1, 2 * layers, 2),
         first=[],
         last=[],
-        device=Unit(lambda tokens: 0.0 * tokens, Estimate(0.0, "moe", "assumed", 0.0)),
+        device=Unit(lambda tokens: np.zeros(tokens.size), Estimate(0.0, "moe", "assumed", 0.0)),
         copy=Estimate(copy_s, "host_copy", "assumed", 0.0),
     )

@@ -82,7 +82,8 @@ def _paced(costs: Costs, demand: Demand, baseline: Any, target_s: float, seed: i
     """Costs whose CPU is so fast that ``baseline`` takes ``target_s``."""
     cpu = costs.cpu
     assert cpu is not None
-    without, _ = run(demand, replace(costs, cpu=replace(cpu, seconds=lambda n: 0.0 * n)), baseline, seed)
+    idle = replace(cpu, seconds=lambda n: np.zeros(n.size))
+    without, _ = run(demand, replace(costs, cpu=idle), baseline, seed)
     with_cpu, _ = run(demand, costs, baseline, seed)
     factor = (target_s - without) / (with_cpu - without)
     times = cpu.seconds
