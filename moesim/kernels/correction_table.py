@@ -88,22 +88,29 @@ class CorrectionTable:
         """Linear between the nodes around each load."""
         steps = STEPS[len(self._loads)]
         flat, stride = table.ravel(), table.size
-        low: list[Any] = [0]
-        parts = []
+        first: Any = np.float32(0)
+        corners, parts = [0], []
         for name in self._loads:
             least, most = self.correction.ranges[name]
-            load = np.clip(np.asarray(columns[name], dtype=np.float32), least, most)
-            place = np.log(load * np.float32(1 / least)) * np.float32(steps / np.log(most / least))
-            cell = np.minimum(place.astype(np.int32), steps - 1)
-            parts.append(place - cell)
+            place = np.array(columns[name], dtype=np.float32, ndmin=1)
+            np.clip(place, np.float32(least), np.float32(most), out=place)
+            place *= np.float32(1 / least)
+            np.log(place, out=place)
+            place *= np.float32(steps / np.log(most / least))
+            cell = np.floor(place)
+            np.minimum(cell, np.float32(steps - 1), out=cell)
+            place -= cell
+            parts.append(place)
             stride //= steps + 1
-            low = [corner + cell * stride for corner in low]
-            low += [corner + stride for corner in low]
-        values = [flat[corner] for corner in low]
+            first = first + cell * np.float32(stride)  # whole numbers far below the 2^24 that a float32 holds
+            corners += [corner + stride for corner in corners]
+        cells = first.astype(np.intp)
+        values = [flat[corner:].take(cells) for corner in corners]
         for part in reversed(parts):
             half = len(values) // 2
             values = [a + part * (b - a) for a, b in zip(values[:half], values[half:], strict=True)]
-        return values[0]
+        is_scalar = all(np.ndim(columns[name]) == 0 for name in self._loads)
+        return values[0][0] if is_scalar else values[0]
 
 
 def _even(columns: Columns) -> dict[str, Any]:

@@ -247,6 +247,8 @@ def _unseen(fit: Fit, columns: Columns) -> Any:
         if name not in fit.seen or name in IGNORED_RANGES or name.startswith("padded_"):
             continue
         least, most = fit.seen[name][0] / RANGE_SLACK, fit.seen[name][1] * RANGE_SLACK
-        if np.min(value, initial=most) < least or np.max(value, initial=least) > most:
+        if isinstance(value, int | float):
+            outside = outside | (not least <= value <= most)
+        elif np.min(value, initial=most) < least or np.max(value, initial=least) > most:
             outside = outside | np.less(value, least) | np.greater(value, most)
     return outside
