@@ -207,12 +207,7 @@ def build(resolved: Resolved) -> Built:
     if (scenario.routing is None) != (model.num_experts == 0):
         need = "a dense model has no routing" if model.num_experts == 0 else "missing (the model has experts)"
         raise InputError([Problem("routing", need)], source=resolved.tree.source)
-    dtypes = Dtypes(
-        weights=scenario.dtypes.weights,
-        experts=scenario.dtypes.experts,
-        kv=scenario.dtypes.kv,
-        activations=scenario.dtypes.activations,
-    )
+    dtypes = scenario.dtypes.of_model()
     overlap = overlap_policies.build(scenario.overlap.policy, scenario.overlap.params, field="overlap")
     _check_batch(scenario, plan, overlap)
     memory = _memory_question(scenario, model, plan, dtypes)

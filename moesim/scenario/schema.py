@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moesim.hardware.schema import Cluster
 from moesim.memory.ledger import RESERVED_FRACTION
+from moesim.model.dtypes import Dtypes as ModelDtypes
 from moesim.network.faults import Faults
 from moesim.scenario.serving_schema import EngineSection, ServingSection, WorkloadSection
 
@@ -21,11 +23,18 @@ class Strict(BaseModel):
 class Dtypes(Strict):
     """Storage types; operations compute in the narrowest type the device has for both operands."""
 
-    weights: str = Field("bf16", description="attention, dense, shared-expert, embedding and head weights")
+    weights: str = Field("bf16", description="attention, dense and shared-expert weights")
+    attention: str = Field("", description="attention weights where they are kept apart; else as weights")
+    head: str = Field("bf16", description="embedding, output head and router")
     experts: str = Field("bf16", description="routed expert weights")
     activations: str = Field("bf16", description="activations and combine payload")
     dispatch: str = Field("bf16", description="payload of a dispatched token")
     kv: str = Field("bf16", description="KV cache")
+
+    def of_model(self) -> ModelDtypes:
+        """Formats of the parts of the model."""
+        names = (field.name for field in fields(ModelDtypes))
+        return ModelDtypes(**{name: getattr(self, name) for name in names})
 
 
 class PlanSection(Strict):

@@ -12,7 +12,7 @@ import numpy as np
 from moesim.errors import InfeasibleError, InputError, Problem
 from moesim.files import find
 from moesim.memory.ledger import Occupancy, ledger
-from moesim.model import Dtypes, from_hf
+from moesim.model import from_hf
 from moesim.parallel.plan import Plan
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
@@ -190,12 +190,7 @@ def build_serving(resolved: Resolved) -> Serving:
     if (section.prefill is None) != (section.decode is None):
         raise InputError([Problem("serving", "prefill and decode pools need each other; one is missing")])
     model = from_hf(resolved.tree.sub("model"), resolved.model_name)
-    dtypes = Dtypes(
-        weights=scenario.dtypes.weights,
-        experts=scenario.dtypes.experts,
-        kv=scenario.dtypes.kv,
-        activations=scenario.dtypes.activations,
-    )
+    dtypes = scenario.dtypes.of_model()
     wanted: list[tuple[Role, int, dict[str, Any] | None]] = [("both", section.instances, None)]
     if section.prefill is not None and section.decode is not None:
         if section.instances != 1:

@@ -83,4 +83,12 @@ def test_a_named_engine_brings_its_kernels():
         build(resolve("gpt_oss_20b_decode_h100x8", [*SMALL_BATCH, "engine.name=nope"]))
 
 
+def test_attention_and_head_may_have_formats_of_their_own():
+    apart = ["dtypes.weights=fp8", "dtypes.attention=bf16", "dtypes.head=fp8", "routing.num_batches=1"]
+    dtypes = build(resolve("gpt_oss_20b_decode_h100x8", apart)).dtypes
+    assert (dtypes.weights, dtypes.attention, dtypes.head) == ("fp8", "bf16", "fp8")
+    with pytest.raises(InputError, match="fp9"):
+        build(resolve("gpt_oss_20b_decode_h100x8", ["dtypes.attention=fp9"]))
+
+
 SMALL_BATCH = ["batch.tokens_per_rank=4", "routing.num_batches=1"]
