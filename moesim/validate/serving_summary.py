@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 
 from moesim.errors import InputError, did_you_mean
+from moesim.evidence import BAND_Z
 from moesim.validate.serving_points import Point
 
 METRICS = ("tpot", "ttft", "latency")
-BAND_HALF = 1.2815515655446004
-"""Standard deviations on each side of an 80 % band."""
 GROUP_BY = ("model", "device", "engine")
 LEAST_GROUP_ROWS = 20
 """A group with more rows than this counts for the worst group."""
@@ -41,12 +40,12 @@ class Predicted:
     @property
     def low(self) -> float:
         """Lower end of the 80 % band. [s]"""
-        return self.seconds * math.exp(-BAND_HALF * self.sigma)
+        return self.seconds * math.exp(-BAND_Z * self.sigma)
 
     @property
     def high(self) -> float:
         """Upper end. [s]"""
-        return self.seconds * math.exp(BAND_HALF * self.sigma)
+        return self.seconds * math.exp(BAND_Z * self.sigma)
 
 
 @dataclass(frozen=True, slots=True)
