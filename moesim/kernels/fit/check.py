@@ -118,7 +118,7 @@ def checked_points(fits: DeviceFits, tables: Iterable[MeasuredTable], device: De
     found: dict[str, list[Points]] = {}
     for fit, part, _ in unseen_parts(fits, tables):
         rows = subsample(part, POINTS_OF_KERNEL, "points")
-        solution = _solution(fit)
+        solution = Solution.of(fit)
         side = coordinates(rows.columns, form_parts(solution, rows, device))[SIDE]
         own = Points(rows.seconds, predict_s(solution, rows, device), side + np.zeros(rows.num_rows))
         found.setdefault(fit.family, []).append(own)
@@ -175,7 +175,7 @@ def plain(rows: Iterable[CheckRow]) -> list[dict[str, Any]]:
 def _by_regime(
     fits: DeviceFits, fit: Fit, held_out: MeasuredTable, device: Device, split: Split
 ) -> list[CheckRow]:
-    solution = _solution(fit)
+    solution = Solution.of(fit)
     kinds = regimes(solution, held_out, device)
     parts = [("all", held_out)] + [(str(r), held_out.at(kinds == r)) for r in REGIMES if (kinds == r).any()]
     return [
@@ -193,10 +193,6 @@ def _answered(fits: DeviceFits, table: MeasuredTable) -> Iterator[tuple[Fit, Mea
         part = table.at(variants == variant)
         if fit is not None and part.num_rows:
             yield fit, part
-
-
-def _solution(fit: Fit) -> Solution:
-    return Solution(fit.parameter_values(), fit.choice_values(), 0.0, fit.correction)
 
 
 def _fit_of(fits: DeviceFits, table: MeasuredTable, variant: str) -> Fit | None:

@@ -127,7 +127,7 @@ def slow_kernels(fits: Iterable[Fit], samples: Iterable[MeasuredTable], device: 
         rows.setdefault((sample.family, sample.dtype), []).append(sample)
     logs: dict[tuple[str, str, str], dict[str, NDArray[np.float64]]] = {}
     for fit in fits:
-        solution = Solution(fit.parameter_values(), fit.choice_values(), 0.0, fit.correction)
+        solution = Solution.of(fit)
         parts = [predict_s(solution, sample, device) for sample in rows[fit.family, fit.dtype]]
         own = logs.setdefault((fit.family, fit.dtype, fit.variant), {})
         if _is_usable([fit]):

@@ -17,6 +17,7 @@ from scipy.optimize import least_squares
 from moesim.errors import InputError
 from moesim.evidence import rng_for
 from moesim.hardware.schema import Device
+from moesim.kernels.fit_file import Fit
 from moesim.kernels.forms.base import Machine, Parts
 from moesim.kernels.forms.correction import Correction, coordinates
 from moesim.kernels.forms.families import Form, form_of
@@ -51,6 +52,11 @@ class Solution:
     choice: Any
     objective: float
     correction: Correction | None = None
+
+    @classmethod
+    def of(cls, fit: Fit) -> Solution:
+        """What a file of fits keeps of a solution; its objective is not kept."""
+        return cls(fit.parameter_values(), fit.choice_values(), 0.0, fit.correction)
 
 
 @dataclass(frozen=True)

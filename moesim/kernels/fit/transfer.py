@@ -80,7 +80,7 @@ def moved(
             chosen = rng_for(0, f"calibration/few/{part.name}/{variant}").permutation(part.num_rows)
             few, rest = part.at(np.sort(chosen[:FEW_ROWS])), part.at(np.sort(chosen[FEW_ROWS:]))
             test = subsample(rest, TEST_ROWS, "transfer")
-            known = Solution(fit.parameter_values(), fit.choice_values(), 0.0, fit.correction)
+            known = Solution.of(fit)
             local = fit_rows(few, target, prior=Prior(known.parameters, known.choice, known.correction))
             rows.append(
                 TransferRow(
