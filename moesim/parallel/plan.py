@@ -195,15 +195,15 @@ def _expert_problems(plan: Plan, model: Splittable, num_slots: int) -> list[Prob
 def _head_problems(plan: Plan, model: Splittable) -> list[Problem]:
     counts = model.sharded_counts
     candidates = divisors(counts.get("num_heads", max(counts.values(), default=1)))
-    fitting = [tp for tp in candidates if all(_shards(n, tp, name) for name, n in counts.items())]
+    fitting = [tp for tp in candidates if all(shards(n, tp, name) for name, n in counts.items())]
     return [
         Problem("plan.tp", f"got {plan.tp}, which does not divide {name}={n}; accepted: {_listed(fitting)}")
         for name, n in counts.items()
-        if not _shards(n, plan.tp, name)
+        if not shards(n, plan.tp, name)
     ]
 
 
-def _shards(count: int, tp: int, name: str) -> bool:
+def shards(count: int, tp: int, name: str) -> bool:
     """Whether heads divide over ranks; key/value heads may also be replicated over a multiple of them."""
     return count % tp == 0 or (name == "num_kv_heads" and tp % count == 0)
 
