@@ -150,8 +150,8 @@ def _check_model(plan: TrainPlan, model: Splittable, problems: list[Problem]) ->
     for name, count in model.sharded_counts.items():
         if not shards(count, plan.tp, name):
             problems.append(Problem("plan.tp", f"got {plan.tp}; accepted: a divisor of {count} ({name})"))
-    for width in dict.fromkeys(model.expert_widths):
-        if width % plan.etp:
-            problems.append(
-                Problem("plan.etp", f"got {plan.etp}; accepted: a divisor of {width} (expert width)")
-            )
+    problems += [
+        Problem("plan.etp", f"got {plan.etp}; accepted: a divisor of {width} (expert width)")
+        for width in dict.fromkeys(model.expert_widths)
+        if width % plan.etp
+    ]
