@@ -1,0 +1,1 @@
+"""Pipeline schedules, one file each; importing one registers it."""
