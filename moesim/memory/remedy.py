@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from moesim.errors import InfeasibleError
@@ -87,23 +87,35 @@ def explanation(question: Question, result: Ledger) -> str:
         f"{question.model.name} does not fit: {over} of {question.plan.num_devices} ranks are over; "
         f"rank {worst} needs {fmt_bytes(result.need_bytes[worst])}, has {fmt_bytes(result.capacity_bytes)}"
     ]
-    rows = [("", *(f"rank {rank}" for rank in ranks))]
-    rows += [(name, *(fmt_bytes(size[rank]) for rank in ranks)) for name, size in result.parts.items()]
-    rows.append(("need", *(fmt_bytes(result.need_bytes[rank]) for rank in ranks)))
-    rows.append(("have", *(fmt_bytes(result.capacity_bytes) for _ in ranks)))
+    lines += ledger_lines(result, {f"rank {rank}": rank for rank in ranks})
+    found = remedies(question)
+    lines.append(
+        "  fits with one of: " + "; ".join(found) if found else "  no single change that was tried would fit"
+    )
+    return "\n".join(lines)
+
+
+def ledger_lines(result: Ledger, columns: Mapping[str, int]) -> list[str]:
+    """Table of a ledger's entries: what each part takes, the sum, and what is there.
+
+    Parameters
+    ----------
+    columns : mapping of str to int
+        Entry of each column, by its heading.
+    """
+    entries = list(columns.values())
+    rows = [("", *columns)]
+    rows += [(name, *(fmt_bytes(size[entry]) for entry in entries)) for name, size in result.parts.items()]
+    rows.append(("need", *(fmt_bytes(result.need_bytes[entry]) for entry in entries)))
+    rows.append(("have", *(fmt_bytes(result.capacity_bytes) for _ in entries)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines += [
+    return [
         "  "
         + "  ".join(
             [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
         )
         for row in rows
     ]
-    found = remedies(question)
-    lines.append(
-        "  fits with one of: " + "; ".join(found) if found else "  no single change that was tried would fit"
-    )
-    return "\n".join(lines)
 
 
 def remedies(question: Question) -> list[str]:

@@ -97,7 +97,9 @@ class Demand:
     mtp: bool = False
     loss_fp32: bool = True
     first_step: bool = False
-    _saved: dict[tuple[LayerSpec, float], list[Saved]] = field(default_factory=dict, compare=False)
+    _saved: dict[tuple[LayerSpec, Rows, Dtypes], list[Saved]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def tokens(self) -> float:
@@ -122,11 +124,9 @@ class Demand:
 
     def saved(self, layer: LayerSpec, overload: float) -> list[Saved]:
         """Tensors of a layer; equal layers are counted once."""
-        key = (layer, overload)
+        key = (layer, self.rows(layer, overload), self.dtypes)
         if key not in self._saved:
-            self._saved[key] = saved_tensors(
-                layer, self.model.hidden_size, self.rows(layer, overload), self.dtypes
-            )
+            self._saved[key] = saved_tensors(layer, self.model.hidden_size, *key[1:])
         return self._saved[key]
 
     def layers(self, part: int) -> list[LayerSpec]:
@@ -153,7 +153,8 @@ def train_ledger(
     context_bytes, fragmentation_fraction : float
         What is not the framework's; lost of what comes and goes. [bytes], [-]
     """
-    stages = [_stage(demand, stage) for stage in range(len(demand.part_of))]
+    activations = kept_activations(demand)
+    stages = [_stage(demand, stage, activations[stage]) for stage in range(len(demand.part_of))]
     names = dict.fromkeys(name for stage in stages for name in stage)
     parts = {name: np.array([stage.get(name, 0.0) for stage in stages], dtype=np.float64) for name in names}
     moving = np.sum([parts[name] for name in COMES_AND_GOES if name in parts], axis=0)
@@ -166,17 +167,12 @@ def allocated_bytes(ledger: Ledger) -> NDArray[np.float64]:
     return ledger.need_bytes - ledger.parts[RESERVE]
 
 
-def _stage(demand: Demand, stage: int) -> dict[str, float]:
+def _stage(demand: Demand, stage: int, activations: NDArray[np.float64]) -> dict[str, float]:
     """Parts of one stage: what is always there, and the fullest of three moments."""
     parts = [int(part) for part in demand.part_of[stage]]
     always, updated = _states(demand, parts)
-    flight = demand.in_flight[stage]
     overload = demand.overload(stage)
-    dense = experts = 0.0
-    for part, count in zip(parts, flight, strict=True):
-        own, routed = _activations(demand, part, overload)
-        dense, experts = dense + float(count) * own, experts + float(count) * routed
-    held = {"activations": dense, "expert activations": experts}
+    held = dict(zip(("activations", "expert activations"), activations.tolist(), strict=True))
     if demand.first_step:
         held["optimizer"] = 0.0
     is_last = len(demand.layout) - 1 in parts
@@ -257,6 +253,18 @@ def _gathered(demand: Demand, layers: Sequence[LayerSpec]) -> float:
         expert = [layer.moe.expert_parameters(hidden) / plan.etp if layer.moe else 0.0 for layer in layers]
         there = sorted(expert, reverse=True)[:GATHERED_LAYERS] if states.rematerialise else expert
         result += states.materialised_experts * sum(there) * states.parameter_bytes
+    return result
+
+
+def kept_activations(demand: Demand) -> NDArray[np.float64]:
+    """What all microbatches in flight keep, ``(stage, 2)``: of everything else, of routed experts. [bytes]"""
+    result = np.zeros((len(demand.part_of), 2))
+    known: dict[tuple[int, float], tuple[float, float]] = {}
+    for (stage, chunk), part in np.ndenumerate(demand.part_of):
+        key = (int(part), demand.overload(stage))
+        if key not in known:
+            known[key] = _activations(demand, *key)
+        result[stage] += demand.in_flight[stage, chunk] * np.array(known[key])
     return result
 
 
