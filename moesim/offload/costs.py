@@ -39,6 +39,56 @@ class Unit:
         return replace(self.estimate, seconds=seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """How an expert travels: each piece is a copy of its own, and between two of them the link may turn.
+
+    Attributes
+    ----------
+    shares : tuple of float
+        Of the expert's bytes, in the order of travel; they add up to 1. [-]
+    start_s : float
+        What each piece pays again of the time of a whole copy: the link's latency. [s]
+    computed_apart : bool
+        The device works with each piece as it arrives (matrices); else it needs them all (bit planes).
+    planes : bool
+        The first piece alone is the expert in low precision, and stays as the first part of the whole.
+    """
+
+    shares: tuple[float, ...] = (1.0,)
+    start_s: float = 0.0
+    computed_apart: bool = False
+    planes: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class FarMemory:
+    """Memory behind the host's own (CXL).
+
+    Attributes
+    ----------
+    read : Estimate
+        One expert into host memory. [s]
+    copy : Estimate
+        One expert straight to the device. [s]
+    cpu : Unit or None
+        CPU experts whose weights lie there.
+    """
+
+    read: Estimate
+    copy: Estimate
+    cpu: Unit | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Attention:
+    """Attention of a layer off the main device: ``parts`` on ``lane``, then ``rest`` on the device."""
+
+    lane: str
+    parts: Sequence[Part]
+    rest: Sequence[Part]
+
+
 @dataclass(frozen=True, eq=False)
 class Costs:
     """Durations of everything that happens in a pass.
@@ -55,13 +105,24 @@ class Costs:
     device, cpu, pim : Unit or None
         Who computes experts.
     copy : Estimate
-        One expert from host memory to the device. [s]
+        One expert from host memory to the device, in one piece. [s]
+    pieces : Pieces
+        How an expert is cut for its way to the device.
     disk : Estimate or None
         One expert from disk to host memory. [s]
+    cxl : FarMemory or None
+        Memory behind the host's own that link and CPU can read where it is.
     low_precision_fraction : float
         Bytes of the low-precision copy of an expert over those of the expert. [-]
     cpu_slowdown : float
         How much longer CPU experts take while a copy reads the same memory. [-]
+    pim_shares_memory : bool
+        Near-memory units sit in the device's memory and compute only what it holds.
+    cpu_queues : int
+        Sockets that compute whole experts each, expert ``i`` on socket ``i`` modulo their number;
+        1 where all sockets share every expert. [-]
+    attention : sequence of Attention or None
+        Per model layer, where attention over the cached tokens is computed elsewhere; empty for nowhere.
     """
 
     before: Sequence[Sequence[Part]]
@@ -76,6 +137,11 @@ class Costs:
     disk: Estimate | None = None
     low_precision_fraction: float = 0.25
     cpu_slowdown: float = 1.0
+    pieces: Pieces = Pieces()
+    cxl: FarMemory | None = None
+    pim_shares_memory: bool = False
+    cpu_queues: int = 1
+    attention: Sequence[Attention | None] = ()
 
     @property
     def num_layers(self) -> int:

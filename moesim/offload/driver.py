@@ -18,9 +18,10 @@ from moesim.engine.program import Program
 from moesim.evidence import rng_for
 from moesim.memory.caches import ExpertCache
 from moesim.memory.demand import Demand
-from moesim.offload.costs import Costs, parts_ps
-from moesim.offload.lanes import DEVICE, one
+from moesim.offload.costs import Attention, Costs, parts_ps
+from moesim.offload.lanes import DEVICE, Lanes, one
 from moesim.offload.layer import moe_layer
+from moesim.offload.sources import far_experts
 from moesim.offload.state import Offload, State, Tally
 from moesim.units import PS_PER_S
 
@@ -86,7 +87,7 @@ def simulate(
     if offload.host_cache is not None and offload.host_slots is not None:
         host = ExpertCache(offload.host_cache, demand, offload.host_slots, rng_for(seed, "memory/host"))
     predictor = offload.prefetcher.predictor(demand, rng_for(seed, "offload/prefetch"))
-    state = State(demand, costs, offload, cache, host, predictor)
+    state = State(demand, costs, offload, cache, host, predictor, far=far_experts(demand, costs, offload))
     index_of = {layer: index for index, layer in enumerate(costs.moe_layers)}
     lengths = [parts_ps(parts) for parts in costs.before]
     first = tuple(costs.first)
@@ -104,6 +105,8 @@ def simulate(
         lanes.run(DEVICE, first, None, first_ps)
         for layer in range(costs.num_layers):
             lanes.run(DEVICE, costs.before[layer], layer, lengths[layer])
+            if costs.attention:
+                _attend(lanes, costs.attention[layer], layer)
             if layer in index_of:
                 moe_layer(state, at, index_of[layer], layer)
         if state.late is not None:
@@ -115,3 +118,13 @@ def simulate(
             progress(at + 1, demand.num_passes)
     program = lanes.program() if record_passes else None
     return OffloadRun(ends, dict(lanes.busy), state.tally, program, begin)
+
+
+def _attend(lanes: Lanes, attention: Attention | None, layer: int) -> None:
+    """Queries to where the cache lies, the result back, and the rest of the layer's attention."""
+    if attention is None:
+        return
+    lanes.wait(attention.lane, lanes.mark(DEVICE))
+    lanes.run(attention.lane, attention.parts, layer)
+    lanes.wait(DEVICE, lanes.mark(attention.lane))
+    lanes.run(DEVICE, attention.rest, layer)

@@ -14,8 +14,8 @@ from moesim.engine.program import Instruction, Part, Program, Run, Wait
 from moesim.evidence import Estimate
 from moesim.offload.costs import parts_ps
 
-LANES = ("device", "pim", "host to device", "disk to host", "cpu")
-DEVICE, PIM, LINK, DISK, CPU = LANES
+LANES = ("device", "pim", "host to device", "disk to host", "cpu", "cxl")
+DEVICE, PIM, LINK, DISK, CPU, CXL = LANES
 _EVENTS = 256
 """Event streams in turn; more than ever wait at once."""
 
@@ -58,6 +58,15 @@ class Lanes:
         self.clock[lane] = max(self.clock[lane], mark.time_ps)
         if self.recording and mark.event is not None:
             self.instructions.append(Wait(lane, mark.event))
+
+    def run_together(self, lanes: Sequence[str], parts: Sequence[Part], layer: int | None) -> None:
+        """The same work on several lanes at once, from when all of them are free."""
+        marks = [self.mark(lane) for lane in lanes]
+        for lane in lanes:
+            for mark in marks:
+                self.wait(lane, mark)
+        for lane in lanes:
+            self.run(lane, parts, layer)
 
     def mark(self, lane: str) -> Mark:
         """The end of what ``lane`` has been given so far."""

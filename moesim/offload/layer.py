@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.evidence import Estimate
-from moesim.offload.costs import Unit
+from moesim.offload.costs import Costs, Unit
 from moesim.offload.executors import LOAD, LOAD_LOW, ON_CPU, ON_PIM, RESIDENT, SKIP, Assignment, LayerWork
-from moesim.offload.lanes import CPU, DEVICE, DISK, LINK, PIM, Mark, one
+from moesim.offload.lanes import CPU, CXL, DEVICE, LINK, PIM, Mark, one
 from moesim.offload.prefetchers import View
+from moesim.offload.sources import fetch_s, pieces_s, reads_far, to_device, to_host
 from moesim.offload.state import Ordered, State
 from moesim.units import PS_PER_S
 
-COPY, COMPUTE, CPU_KIND, PIM_KIND = "copy", "compute", "cpu_compute", "pim_compute"
+COMPUTE, CPU_KIND, PIM_KIND = "compute", "cpu_compute", "pim_compute"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,7 @@ def moe_layer(state: State, at: int, index: int, layer: int) -> None:
     task = Task(at, index, layer, gate, ids, work, state.offload.executor.assign(work))
     arrived = _fetch(state, task)
     if state.offload.synchronous and arrived:
-        state.lanes.wait(DEVICE, max(arrived.values(), key=lambda mark: mark.time_ps))
+        state.lanes.wait(DEVICE, max((marks[-1] for marks in arrived.values()), key=lambda m: m.time_ps))
     away = [_elsewhere(state, task, kind) for kind in (ON_PIM, ON_CPU)]
     _order(state, task)
     state.lanes.run(DEVICE, state.costs.after[layer], layer)
@@ -67,32 +68,67 @@ def _work(state: State, at: int, index: int, gate: Mark) -> tuple[NDArray[np.int
         at * demand.num_layers + index if state.offload.pooled else at,
         None if weights is None else weights[None, :],
     )[0]
+    keys = [(row, int(expert) + offset) for expert in ids]
+    whole = found & np.array([key not in state.lacking for key in keys], np.bool_)
     state.tally.lookups += ids.size
-    state.tally.hits += int(found.sum())
+    state.tally.hits += int(whole.sum())
     tokens = demand.tokens[at, index][real].astype(np.int64)
     ready = np.zeros(ids.size)
     for k in np.flatnonzero(found).tolist():
-        key = (row, int(ids[k]) + offset)
-        if key in state.unused:
-            state.unused.discard(key)
+        if keys[k] in state.unused:
+            state.unused.discard(keys[k])
             state.tally.useful_prefetches += 1
-        mark = state.ready.get(key)
+        mark = state.ready.get(keys[k])
         if mark is not None:
             ready[k] = mark.time_ps / PS_PER_S
     share = np.full(ids.size, 1.0 / max(1, ids.size)) if weights is None else weights / weights.sum()
     return ids, LayerWork(
         tokens,
-        found,
+        whole,
         ready,
         share,
         costs.device.seconds(tokens),
-        _times(costs.cpu, tokens),
-        _times(costs.pim, tokens),
-        float(costs.copy.seconds),
+        _cpu_times(state, index, ids, tokens),
+        _pim_times(costs, tokens, found),
+        _copy_times(state, index, ids, keys, found),
         gate.time_ps / PS_PER_S,
         lanes.clock[LINK] / PS_PER_S,
         lanes.clock[CPU] / PS_PER_S,
     )
+
+
+def _cpu_times(
+    state: State, index: int, ids: NDArray[np.int32], tokens: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Time of each expert on the CPU, from the memory that holds it. [s]"""
+    near = _times(state.costs.cpu, tokens)
+    cxl = state.costs.cxl
+    if state.far is None or cxl is None or cxl.cpu is None:
+        return near
+    far = np.array([reads_far(state, index, int(expert)) for expert in ids], np.bool_)
+    return np.where(far, cxl.cpu.seconds(tokens), near)
+
+
+def _pim_times(costs: Costs, tokens: NDArray[np.int64], found: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Time of each expert near memory; units in the device's memory see only what lies there. [s]"""
+    times = _times(costs.pim, tokens)
+    return np.where(found, times, np.inf) if costs.pim_shares_memory else times
+
+
+def _copy_times(
+    state: State, index: int, ids: NDArray[np.int32], keys: list[tuple[int, int]], found: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Time until each expert, or what the device lacks of it, is through the link. [s]"""
+    count = len(state.costs.pieces.shares)
+    if count == 1 and state.host is None:
+        return np.full(ids.size, float(state.costs.copy.seconds))
+    times = np.empty(ids.size)
+    for k, expert in enumerate(ids.tolist()):
+        first = count - state.lacking[keys[k]] if found[k] and keys[k] in state.lacking else 0
+        times[k] = fetch_s(state, index, expert) + pieces_s(
+            state, reads_far(state, index, expert), range(first, count)
+        )
+    return times
 
 
 def _times(unit: Unit | None, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -101,72 +137,95 @@ def _times(unit: Unit | None, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def _catch_up(state: State, now_ps: int) -> None:
     """Copies ordered ahead that began before ``now_ps``, while the link was idle."""
+    last = len(state.costs.pieces.shares) - 1
     while state.ordered:
         copy = state.ordered[0]
         if max(state.lanes.clock[LINK], copy.issued.time_ps) >= now_ps:
             return
         state.ordered.popleft()
         row, offset = state.place(copy.layer)
-        expert = copy.expert + offset
-        if state.cache.slot_of[row, expert] >= 0 or not state.cache.insert(row, expert, copy.keep + offset):
+        key = (row, copy.expert + offset)
+        if copy.piece == 0:
+            if state.cache.slot_of[key] >= 0 or not state.cache.insert(*key, copy.keep + offset):
+                continue
+            state.unused.add(key)
+            state.tally.prefetches += 1
+        elif state.cache.slot_of[key] < 0 or state.lacking.get(key) != last - copy.piece + 1:
             continue
-        arrived = _copy(state, copy.layer, copy.expert, None, copy.issued, "prefetch", 1.0)
-        state.ready[row, expert] = arrived
-        state.unused.add((row, expert))
-        state.tally.prefetches += 1
+        state.ready[key] = to_device(
+            state, copy.layer, copy.expert, [copy.piece], after=copy.issued, layer=None, name="prefetch"
+        )[0]
+        _lacks(state, key, last - copy.piece)
+        if copy.piece < last:
+            state.ordered.appendleft(replace(copy, piece=copy.piece + 1))
 
 
-def _fetch(state: State, task: Task) -> dict[int, Mark]:
-    """Copies that the layer waits for, and their arrivals by place in ``ids``."""
+def _lacks(state: State, key: tuple[int, int], pieces: int) -> None:
+    """A cached expert lacks its last ``pieces``."""
+    if pieces:
+        state.lacking[key] = pieces
+    else:
+        state.lacking.pop(key, None)
+
+
+def _fetch(state: State, task: Task) -> dict[int, list[Mark]]:
+    """Copies that the layer waits for: arrivals of their pieces by place in ``ids``."""
     ids, assignment, index = task.ids, task.assignment, task.index
     state.ordered = type(state.ordered)(o for o in state.ordered if o.layer != index)
-    fates = assignment.fates
+    fates, cut = assignment.fates, state.costs.pieces
     if state.host is not None:
         state.host.ranking.touch(np.array([[index]]), ids[None, :], task.at, None)
-    arrived: dict[int, Mark] = {}
+    row, offset = state.place(index)
+    arrived: dict[int, list[Mark]] = {}
     for k in assignment.order.tolist():
-        if fates[k] in (LOAD, LOAD_LOW):
-            low = fates[k] == LOAD_LOW
-            size = state.costs.low_precision_fraction if low else 1.0
-            name = "expert copy, low precision" if low else "expert copy"
-            arrived[k] = _copy(state, index, int(ids[k]), task.layer, task.gate, name, size)
-    whole = fates == LOAD
+        if fates[k] not in (LOAD, LOAD_LOW):
+            continue
+        expert, low = int(ids[k]), fates[k] == LOAD_LOW
+        held = _held_pieces(state, (row, expert + offset))
+        wanted = range(held, 1) if low and cut.planes else range(held, len(cut.shares))
+        arrived[k] = to_device(
+            state,
+            index,
+            expert,
+            wanted,
+            after=task.gate,
+            layer=task.layer,
+            name="expert copy, low precision" if low else "expert copy",
+            size=state.costs.low_precision_fraction if low and not cut.planes else 1.0,
+        )
+    _enter(state, task, arrived)
+    return {k: marks for k, marks in arrived.items() if marks}
+
+
+def _held_pieces(state: State, key: tuple[int, int]) -> int:
+    """Pieces of an expert on the device; 0 where it is not in the cache."""
+    if state.cache.slot_of[key] < 0:
+        return 0
+    return len(state.costs.pieces.shares) - state.lacking.get(key, 0)
+
+
+def _enter(state: State, task: Task, arrived: Mapping[int, list[Mark]]) -> None:
+    """What was copied joins the cache: whole experts, and those in low precision where that is a part."""
+    fates, cut = task.assignment.fates, state.costs.pieces
+    whole, low = fates == LOAD, fates == LOAD_LOW
     state.tally.loads += int(whole.sum())
-    state.tally.low_loads += len(arrived) - int(whole.sum())
+    state.tally.low_loads += int(low.sum())
     state.tally.skipped += int((fates == SKIP).sum())
-    if whole.any():
-        row, offset = state.place(index)
-        rows, wanted = np.array([[row]]), ids[None, :] + offset
-        state.cache.load(rows, wanted, whole[None, :])
-        for k in np.flatnonzero(whole).tolist():
-            state.ready[row, int(ids[k]) + offset] = arrived[k]
-    return arrived
-
-
-def _copy(
-    state: State, index: int, expert: int, layer: int | None, after: Mark, name: str, size: float
-) -> Mark:
-    """One expert over the link, from disk first where the host lacks it; when it has arrived."""
-    costs, lanes = state.costs, state.lanes
-    on_host = _from_disk(state, index, expert, after)
-    lanes.wait(LINK, on_host)
-    lanes.run(LINK, one(name, COPY, _scaled(costs.copy, size)), layer)
-    return lanes.mark(LINK)
-
-
-def _from_disk(state: State, index: int, expert: int, after: Mark) -> Mark:
-    """When an expert is in host memory, fetched there if need be."""
-    host, disk = state.host, state.costs.disk
-    if host is None or disk is None:
-        return after
-    state.tally.host_lookups += 1
-    if host.slot_of[index, expert] >= 0:
-        return after
-    state.tally.disk_reads += 1
-    host.insert(index, expert, np.array([expert], np.int32))
-    state.lanes.wait(DISK, after)
-    state.lanes.run(DISK, one("expert from disk", COPY, disk), None)
-    return state.lanes.mark(DISK)
+    kept = whole | low if cut.planes else whole
+    if not kept.any():
+        return
+    row, offset = state.place(task.index)
+    ids = task.ids + offset
+    new = kept & (state.cache.slot_of[row, ids] < 0)
+    state.cache.load(np.array([[row]]), ids[None, :], new[None, :])
+    for k in np.flatnonzero(kept).tolist():
+        key = (row, int(ids[k]))
+        if arrived[k]:
+            state.ready[key] = arrived[k][-1]
+        if whole[k]:
+            state.lacking.pop(key, None)
+        elif new[k]:
+            _lacks(state, key, len(cut.shares) - 1)
 
 
 def _elsewhere(state: State, task: Task, kind: int) -> tuple[Mark | None, Mark | None]:
@@ -179,11 +238,15 @@ def _elsewhere(state: State, task: Task, kind: int) -> tuple[Mark | None, Mark |
     if not mine or unit is None:
         return None, None
     lanes = state.lanes
+    far: list[bool] = []
     lanes.wait(lane, task.gate)
     if kind == ON_CPU:
         state.tally.on_cpu += len(mine)
+        far = [reads_far(state, task.index, int(task.ids[k])) for k in mine]
         for k in mine:
-            lanes.wait(lane, _from_disk(state, task.index, int(task.ids[k]), task.gate))
+            lanes.wait(lane, to_host(state, task.index, int(task.ids[k]), task.gate))
+        if any(far):
+            lanes.wait(lane, lanes.mark(CXL))
         times, late = task.work.cpu_s[mine], min(state.offload.executor.deferred, len(mine) - 1)
     else:
         state.tally.on_pim += len(mine)
@@ -193,7 +256,9 @@ def _elsewhere(state: State, task: Task, kind: int) -> tuple[Mark | None, Mark |
         if not group.size:
             ends.append(None)
             continue
-        seconds = float(group.sum()) + (unit.first_s if number == 0 else 0.0)
+        chosen = task.ids[mine[: len(mine) - late] if number == 0 else mine[len(mine) - late :]]
+        queues = state.costs.cpu_queues if kind == ON_CPU else 1
+        seconds = _longest_s(group, chosen, queues) + (unit.first_s if number == 0 else 0.0)
         if kind == ON_CPU:
             seconds = _slowed(seconds, lanes.clock[CPU], lanes.clock[LINK], state.costs.cpu_slowdown)
         lanes.run(
@@ -206,7 +271,17 @@ def _elsewhere(state: State, task: Task, kind: int) -> tuple[Mark | None, Mark |
             task.layer,
         )
         ends.append(lanes.mark(lane))
+    if kind == ON_CPU and any(far):
+        # the CPU read that memory while it worked: copies from there come after
+        lanes.wait(CXL, lanes.mark(lane))
     return ends[0], ends[1]
+
+
+def _longest_s(seconds: NDArray[np.float64], experts: NDArray[np.int32], queues: int) -> float:
+    """Time of the busiest queue where expert ``i`` belongs to queue ``i`` modulo their number. [s]"""
+    if queues == 1:
+        return float(seconds.sum())
+    return float(np.bincount(experts % queues, weights=seconds, minlength=queues).max())
 
 
 def _slowed(seconds: float, start_ps: int, link_free_ps: int, slowdown: float) -> float:
@@ -227,30 +302,33 @@ def _order(state: State, task: Task) -> None:
                 state.ordered.append(Ordered(layer, expert, experts, task.gate))
 
 
-def _on_device(state: State, task: Task, arrived: dict[int, Mark]) -> None:
+def _on_device(state: State, task: Task, arrived: dict[int, list[Mark]]) -> None:
     """Cached experts, those that are there first, then each copied one as it arrives."""
     lanes, unit = state.lanes, state.costs.device
     ids, work, assignment, layer = task.ids, task.work, task.assignment, task.layer
     row, offset = state.place(task.index)
     resident = [k for k in assignment.order.tolist() if assignment.fates[k] == RESIDENT]
-    first_s = unit.first_s
+    # low precision that was there already moves nothing
+    resident += [k for k in np.flatnonzero(assignment.fates == LOAD_LOW).tolist() if k not in arrived]
     now_s = lanes.clock[DEVICE] / PS_PER_S
     here = [k for k in resident if work.ready_s[k] <= now_s]
     coming = sorted((k for k in resident if work.ready_s[k] > now_s), key=lambda k: float(work.ready_s[k]))
-    batches: list[tuple[list[int], Mark | None]] = [(here, None)] if here else []
-    batches += [([k], state.ready.get((row, int(ids[k]) + offset))) for k in coming]
-    batches += [([k], mark) for k, mark in arrived.items()]
-    for members, mark in batches:
+    batches: list[tuple[list[int], Mark | None, float]] = [(here, None, 1.0)] if here else []
+    batches += [([k], state.ready.get((row, int(ids[k]) + offset)), 1.0) for k in coming]
+    for k, marks in arrived.items():
+        if state.costs.pieces.computed_apart:
+            shares = state.costs.pieces.shares
+            held = len(shares) - len(marks)
+            before = sum(shares[:held])
+            batches += [
+                ([k], mark, shares[held + i] + (before if i == 0 else 0.0)) for i, mark in enumerate(marks)
+            ]
+        else:
+            batches.append(([k], marks[-1], 1.0))
+    first_s = unit.first_s
+    for members, mark, share in batches:
         if mark is not None:
             lanes.wait(DEVICE, mark)
-        seconds = float(work.device_s[members].sum()) + first_s
+        seconds = float(work.device_s[members].sum()) * share + first_s
         first_s = 0.0
         lanes.run(DEVICE, one("experts", COMPUTE, unit.evidence(seconds)), layer)
-
-
-def _scaled(estimate: Estimate, factor: float) -> Estimate:
-    return (
-        estimate
-        if factor == 1.0
-        else Estimate(float(estimate.seconds) * factor, estimate.family, estimate.grade, estimate.sigma)
-    )

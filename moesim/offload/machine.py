@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,10 +26,24 @@ from moesim.model.layer_ops import (
     router_ops,
     shared_expert_ops,
 )
-from moesim.model.ops import GroupedExperts, Op, Segment, Sharding
+from moesim.model.ops import AttentionDecode, GroupedExperts, Op, Segment, Sharding
 from moesim.model.parameters import expert_bytes
 from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec
-from moesim.offload.costs import Costs, Times, Unit
+from moesim.offload.costs import Attention, Costs, Unit
+from moesim.offload.host import (
+    HostWork,
+    copy_of,
+    cpu_unit,
+    cxl_of,
+    disk_of,
+    dram_bytes_per_s,
+    link_latency_s,
+    pieces_of,
+    roofline_times,
+    socket_memory,
+    sockets_used,
+)
+from moesim.offload.lanes import CPU, PIM
 from moesim.offload.rates import Rates, hybrid_rates
 
 LABELS = {
@@ -41,36 +55,13 @@ LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class HostWork:
-    """What the engine's host adds and uses.
-
-    Attributes
-    ----------
-    pass_s, layer_s : float
-        Host time that the device waits for, a pass and a layer: eager launches, synchronisation. [s]
-    cpu_threads : int, optional
-        Threads of the CPU experts over all sockets; default all cores.
-    sockets : int, optional
-        Sockets in use; default all.
-    pinned : bool
-        Copies start from pinned host memory.
-    """
-
-    pass_s: float = 0.0
-    layer_s: float = 0.0
-    cpu_threads: int | None = None
-    sockets: int | None = None
-    pinned: bool = True
-
-
 def costs_of(
     model: ModelSpec,
     dtypes: Dtypes,
     node: Node,
     segments: Sequence[Segment],
     *,
-    work: HostWork = HostWork(),
+    work: HostWork | None = None,
     most_tokens: int = 1,
     rates: Rates | None = None,
 ) -> Costs:
@@ -86,7 +77,7 @@ def costs_of(
         Its first device, its host, and its near-memory unit if it has one.
     segments : sequence of Segment
         What one pass works on.
-    work : HostWork
+    work : HostWork, optional
         The engine's host.
     most_tokens : int
         Most tokens that an expert can get. [tokens]
@@ -96,17 +87,19 @@ def costs_of(
     Raises
     ------
     InputError
-        A model without experts, or a node without a link between host and device.
+        A model without experts, attention near memory on a node without such units, or kernels of an
+        engine that is not known for the device.
     """
     if not model.moe_layers:
         raise InputError(
             [Problem("model", f"{model.name} has no routed experts; accepted: a model that has")]
         )
-    rates = rates or hybrid_rates()
-    cost = cost_of(node.device)
+    rates, work = rates or hybrid_rates(), work or HostWork()
+    cost = cost_of(node.device, work.kernels)
     host = Part("host", "idle", Estimate(work.layer_s, "launch", "assumed", rates.sigma))
+    elsewhere = attention_lane(node, work)
     kinds = {
-        layer: _layer_parts(cost, model, layer, segments, dtypes, host)
+        layer: _layer_parts(cost, model, layer, segments, dtypes, host, elsewhere)
         for layer in dict.fromkeys(model.layers)
     }
     tokens = float(sum(float(s.tokens) for s in segments))
@@ -117,12 +110,13 @@ def costs_of(
     size = expert_bytes(moe_layer, model.hidden_size, dtypes)
     sharding = Sharding(dtypes=dtypes)
     per_pass = Part("host", "idle", Estimate(work.pass_s, "launch", "assumed", rates.sigma))
-    dram = _dram_bytes_per_s(node, work, rates)
-    copy = _copy(node, size, work, rates)
+    dram = dram_bytes_per_s(node, work, rates)
+    copy = copy_of(node, size, work, rates)
     link = size / float(copy.seconds) if copy.seconds else 0.0
     return Costs(
-        before=[kinds[layer][0] for layer in model.layers],
-        after=[kinds[layer][1] for layer in model.layers],
+        before=[kinds[layer].before for layer in model.layers],
+        after=[kinds[layer].after for layer in model.layers],
+        attention=[kinds[layer].attention for layer in model.layers] if elsewhere else [],
         moe_layers=model.moe_layers,
         first=[per_pass, *_parts(cost, embedding_ops(model, tokens, dtypes), "embedding")],
         last=_parts(cost, head_ops(model, sequences, sharding), "head"),
@@ -130,9 +124,40 @@ def costs_of(
         copy=copy,
         cpu=cpu_unit(node, op, work, rates),
         pim=None if node.pim is None else pim_unit(node.pim, op),
-        disk=_disk(node, size),
+        pim_shares_memory=node.pim is not None and node.pim.host_memory_of is not None,
+        disk=disk_of(node, size),
+        cxl=cxl_of(node, op, size, copy, work, rates),
         cpu_slowdown=dram / max(dram - link, 0.2 * dram),
+        cpu_queues=sockets_used(node, work) if work.numa == "experts" else 1,
+        pieces=pieces_of(op, work, link_latency_s(node)),
+        low_precision_fraction=work.low_fraction,
     )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """Up to the gate, attention elsewhere between, and beside the experts."""
+
+    before: Sequence[Part]
+    after: Sequence[Part]
+    attention: Attention | None
+
+
+def attention_lane(node: Node, work: HostWork) -> tuple[str, KernelCost] | None:
+    """Lane and costs of decode attention where the main device does not compute it.
+
+    Raises
+    ------
+    InputError
+        Near memory on a node that has no such units.
+    """
+    if work.attention == "device":
+        return None
+    if work.attention == "cpu":
+        return CPU, cost_of(socket_memory(node))
+    if node.pim is None:
+        raise InputError.at("executor.attention", "pim", "device or cpu: the node has no near-memory units")
+    return PIM, cost_of(node.pim)
 
 
 def _layer_parts(
@@ -142,8 +167,9 @@ def _layer_parts(
     segments: Sequence[Segment],
     dtypes: Dtypes,
     host: Part,
-) -> tuple[list[Part], list[Part]]:
-    """Up to the gate, and beside the experts."""
+    elsewhere: tuple[str, KernelCost] | None,
+) -> _Layer:
+    """Parts of a layer, by where and when they run."""
     hidden = model.hidden_size
     sharding = Sharding(dtypes=dtypes)
     tokens = float(sum(float(s.tokens) for s in segments))
@@ -151,11 +177,19 @@ def _layer_parts(
     ops.append(norm_op("ffn_norm", hidden, tokens, dtypes))
     if isinstance(layer.ffn, DenseFfn):
         ops += dense_ffn_ops(layer.ffn, hidden, tokens, sharding)
-    if layer.moe is None:
-        return [host, *_parts(cost, ops)], []
-    ops += router_ops(layer.moe, hidden, tokens, dtypes)
-    shared = shared_expert_ops(layer.moe, hidden, tokens, sharding)
-    return [host, *_parts(cost, ops)], _parts(cost, shared, "shared experts")
+    shared: list[Op] = []
+    if layer.moe is not None:
+        ops += router_ops(layer.moe, hidden, tokens, dtypes)
+        shared = shared_expert_ops(layer.moe, hidden, tokens, sharding)
+    after = _parts(cost, shared, "shared experts")
+    away = [i for i, op in enumerate(ops) if isinstance(op, AttentionDecode)]
+    if elsewhere is None or not away:
+        return _Layer([host, *_parts(cost, ops)], after, None)
+    lane, far_cost = elsewhere
+    kind = "cpu_compute" if lane == CPU else "pim_compute"
+    parts = [replace(part, kind=kind) for part in _parts(far_cost, [ops[i] for i in away])]
+    rest = _parts(cost, [op for i, op in enumerate(ops) if i > away[0] and i not in away])
+    return _Layer([host, *_parts(cost, ops[: away[0]])], after, Attention(lane, parts, rest))
 
 
 def _parts(cost: KernelCost, ops: Sequence[Op], label: str = "") -> list[Part]:
@@ -201,71 +235,9 @@ def device_unit(cost: KernelCost, op: GroupedExperts, most_tokens: int) -> Unit:
     return Unit(times, Estimate(0.0, "moe", estimate.grade, estimate.sigma), launch)
 
 
-def cpu_unit(node: Node, op: GroupedExperts, work: HostWork, rates: Rates) -> Unit:
-    """Experts on the host: a vector kernel at few tokens, then one on matrix tiles where there are some."""
-    host = node.host
-    sockets = min(work.sockets or host.num_sockets, host.num_sockets)
-    cores = host.cpu.num_units * sockets
-    threads = min(work.cpu_threads or cores, cores)
-    bandwidth = _dram_bytes_per_s(node, work, rates)
-    dtype = compute_dtype(op.weight_dtype, op.activation_dtype, host.cpu)
-    has_tiles = dtype in host.cpu.peak_flops_per_s
-    fraction = rates.cpu_tile_fraction if has_tiles else rates.cpu_vector_fraction
-    share = sockets * threads / cores
-    peak = host.cpu.dense_peak_flops_per_s(dtype) * fraction * share
-    vector_peak = host.cpu.dense_peak_flops_per_s("fp32") * rates.cpu_vector_fraction * share
-    many = roofline_times(op, peak, bandwidth, rates.cpu_expert_s)
-    few = roofline_times(op, vector_peak, bandwidth, rates.cpu_expert_s)
-
-    def times(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.where(tokens <= rates.cpu_vector_max_tokens, few(tokens), many(tokens))
-
-    return Unit(times, Estimate(0.0, "cpu_moe", "assumed", rates.sigma), rates.handover_s)
-
-
 def pim_unit(pim: Device, op: GroupedExperts) -> Unit:
     """Experts on a near-memory unit: its own roofline."""
     dtype = compute_dtype(op.weight_dtype, op.activation_dtype, pim)
     peak, memory = pim.dense_peak_flops_per_s(dtype), pim.main_memory
     times = roofline_times(op, peak, memory.bandwidth_bytes_per_s, memory.latency_s)
     return Unit(times, Estimate(0.0, "pim_moe", "roofline", 0.3), pim.launch_s)
-
-
-def roofline_times(op: GroupedExperts, flops_per_s: float, bytes_per_s: float, start_s: float) -> Times:
-    """Seconds of one expert by its tokens on a roofline with a start-up time."""
-    weights = op.weight_bytes_per_expert
-    per_token = 2.0 * op.weights_per_expert
-
-    def times(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.asarray(start_s + np.maximum(weights / bytes_per_s, tokens * (per_token / flops_per_s)))
-
-    return times
-
-
-def _dram_bytes_per_s(node: Node, work: HostWork, rates: Rates) -> float:
-    """What CPU experts read from the memory of the sockets in use."""
-    host = node.host
-    sockets = min(work.sockets or host.num_sockets, host.num_sockets)
-    cores = host.cpu.num_units * sockets
-    threads = min(work.cpu_threads or cores, cores)
-    saturation = min(1.0, threads / (rates.cores_to_saturate_fraction * cores))
-    share = sockets / host.num_sockets
-    return host.dram.bandwidth_bytes_per_s * share * rates.cpu_bandwidth_fraction * saturation
-
-
-def _copy(node: Node, size: float, work: HostWork, rates: Rates) -> Estimate:
-    link = node.host.pcie
-    if link is None:
-        # the socket is the device: a copy is one memory reading the other
-        bandwidth, latency = node.host.dram.bandwidth_bytes_per_s / 2, node.host.dram.latency_s
-    else:
-        bandwidth, latency = link.bandwidth_bytes_per_s, link.latency_s
-    rate = bandwidth * (1.0 if work.pinned else rates.pageable_fraction)
-    return Estimate(latency + size / rate, "host_copy", "assumed", rates.sigma / 2)
-
-
-def _disk(node: Node, size: float) -> Estimate | None:
-    ssd = node.host.ssd
-    if ssd is None:
-        return None
-    return Estimate(ssd.latency_s + size / ssd.bandwidth_bytes_per_s, "disk", "assumed", 0.3)

@@ -22,6 +22,7 @@ class Rates(BaseModel):
     cpu_vector_max_tokens: int = Field(ge=0)
     cpu_expert_s: float = Field(ge=0)
     handover_s: float = Field(ge=0)
+    remote_fraction: float = Field(gt=0, le=1)
     pageable_fraction: float = Field(gt=0, le=1)
     cores_to_saturate_fraction: float = Field(gt=0, le=1)
     sigma: float = Field(ge=0)

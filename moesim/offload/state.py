@@ -34,6 +34,9 @@ class Offload:
         Of the host's cache where the host holds only some experts and the disk the rest.
     host_slots : ndarray of int64, ``(layers,)``, optional
         Experts that the host holds of each layer.
+    cxl_slots : ndarray of int64, ``(layers,)``, optional
+        Experts of each layer that host memory lacks and memory behind it holds, most used first; the
+        disk holds the rest. None where that memory holds them all.
     synchronous : bool
         The device does nothing while a layer's copies are under way: a loop that loads, then computes.
     """
@@ -46,6 +49,7 @@ class Offload:
     host_cache: CachePolicy | None = None
     host_slots: NDArray[np.int64] | None = None
     synchronous: bool = False
+    cxl_slots: NDArray[np.int64] | None = None
 
 
 @dataclass(slots=True)
@@ -53,7 +57,8 @@ class Tally:
     """What happened to experts. [experts]
 
     ``lookups`` and ``hits`` are of the device's cache, a hit being an expert that is there or on its
-    way when its gate asks; ``useful_prefetches`` were used before they were evicted.
+    way when its gate asks; ``useful_prefetches`` were used before they were evicted; ``moved`` is what
+    crossed the link, parts of experts counted as such.
     """
 
     lookups: int = 0
@@ -67,16 +72,22 @@ class Tally:
     useful_prefetches: int = 0
     disk_reads: int = 0
     host_lookups: int = 0
+    far_reads: int = 0
+    moved: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
 class Ordered:
-    """A copy ordered ahead that has not begun; ``keep`` are the other experts wanted for its layer."""
+    """A piece of a copy ordered ahead that has not begun.
+
+    ``keep`` are the other experts wanted for its layer.
+    """
 
     layer: int
     expert: int
     keep: NDArray[np.int32]
     issued: Mark
+    piece: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -91,6 +102,10 @@ class State:
         End of the last copy of a (row, expert) of the device's cache.
     unused : set
         Prefetched experts (row, expert) that nobody has used.
+    lacking : dict
+        Pieces that a cached (row, expert) lacks, where it lacks some: the last ones.
+    far : ndarray of bool, ``(layers, experts)``, optional
+        Experts that memory behind the host's holds; None where there is no such memory.
     late : Mark or None
         End of deferred CPU experts of the layer before.
     """
@@ -106,6 +121,8 @@ class State:
     ordered: deque[Ordered] = field(default_factory=deque)
     ready: dict[tuple[int, int], Mark] = field(default_factory=dict)
     unused: set[tuple[int, int]] = field(default_factory=set)
+    lacking: dict[tuple[int, int], int] = field(default_factory=dict)
+    far: NDArray[np.bool_] | None = None
     late: Mark | None = None
 
     def place(self, index: int) -> tuple[int, int]:

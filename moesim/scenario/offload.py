@@ -19,7 +19,7 @@ from moesim.errors import MoesimError
 from moesim.evidence import BAND_QUANTILES, draw_errors
 from moesim.metrics.breakdown import evidence_shares, path_breakdown
 from moesim.offload import OffloadRun, simulate
-from moesim.offload.lanes import CPU, DEVICE, DISK, LINK
+from moesim.offload.lanes import CPU, CXL, DEVICE, DISK, LINK, PIM
 from moesim.offload.rates import hybrid_rates
 from moesim.scenario.offloading import Offloading, build_offload
 from moesim.scenario.resolve import Resolved
@@ -124,14 +124,13 @@ def _metrics(
     rate = tokens / pass_s
     total_s = done.pass_ends_ps[-1] / PS_PER_S
     busy = {lane: done.busy_ps[lane] / PS_PER_S / total_s for lane in done.busy_ps}
-    copies = tally.loads + tally.prefetches + built.costs.low_precision_fraction * tally.low_loads
     name = "output_tokens_per_s" if headline == "tpot_s" else "input_tokens_per_s"
     passes = built.demand.num_passes
     found = {
         headline: Metric(pass_s, "s", pass_s * low, pass_s * high),
         name: Metric(rate, "tokens_per_s", rate / high, rate / low),
         "hit_fraction": Metric(tally.hits / max(1, tally.lookups), "fraction"),
-        "bytes_moved": Metric(copies * built.tiers.expert_bytes / passes, "bytes"),
+        "bytes_moved": Metric(tally.moved * built.tiers.expert_bytes / passes, "bytes"),
         "link_busy_fraction": Metric(busy[LINK], "fraction"),
         "device_busy_fraction": Metric(busy[DEVICE], "fraction"),
         "cpu_busy_fraction": Metric(busy[CPU], "fraction"),
@@ -143,7 +142,10 @@ def _metrics(
         found["prefetch_recall_fraction"] = Metric(tally.useful_prefetches / max(1, needed), "fraction")
     if built.offload.host_cache is not None:
         found["disk_busy_fraction"] = Metric(busy[DISK], "fraction")
-        hits = 1 - tally.disk_reads / max(1, tally.host_lookups)
+        if built.costs.cxl is not None:
+            found["cxl_busy_fraction"] = Metric(busy[CXL], "fraction")
+        away = tally.disk_reads + tally.far_reads
+        hits = 1 - away / max(1, tally.host_lookups)
         found["host_hit_fraction"] = Metric(hits, "fraction")
     found["energy_per_token_j"] = Metric(_energy_j(built, busy, pass_s) / tokens, "j")
     found["cache_slots"] = Metric(float(built.tiers.slots.sum()), "count")
@@ -156,7 +158,8 @@ def _energy_j(built: Offloading, busy: dict[str, float], pass_s: float) -> float
     device, cpu = node.device, node.host.cpu
     device_w = device.idle_w + (device.busy_w - device.idle_w) * busy[DEVICE]
     cpu_w = cpu.idle_w + (cpu.busy_w - cpu.idle_w) * busy[CPU]
-    return pass_s * (device_w + node.host.num_sockets * cpu_w)
+    pim_w = 0.0 if node.pim is None else node.pim.idle_w + (node.pim.busy_w - node.pim.idle_w) * busy[PIM]
+    return pass_s * (device_w + node.host.num_sockets * cpu_w + pim_w)
 
 
 def _changes(before: Offloading, headline: str, pass_s: float) -> Iterator[Sensitivity]:
@@ -184,6 +187,11 @@ def _purchases(resolved: Resolved) -> Iterator[tuple[str, str, Resolved]]:
     ]
     if node.host.pcie is not None:
         knobs.append(("host.pcie.bandwidth_bytes_per_s", "PCIe one generation on (x2)", 2.0))
+    if node.host.cxl is not None:
+        knobs.append(("host.cxl.bandwidth_bytes_per_s", "CXL memory bandwidth x2", 2.0))
+    if node.pim is not None:
+        pim_main = next(iter(node.pim.memory))
+        knobs.append((f"pim.memory.{pim_main}.bandwidth_bytes_per_s", "near-memory bandwidth x2", 2.0))
     if node.host.ssd is not None:
         knobs.append(("host.ssd.bandwidth_bytes_per_s", "disk bandwidth x2", 2.0))
         knobs.append(("host.dram.capacity_bytes", "host memory capacity x2", 2.0))

@@ -14,7 +14,8 @@ from moesim.model import Dtypes, ModelSpec, from_hf
 from moesim.model.ops import Segment
 from moesim.model.parameters import expert_bytes, kv_bytes_per_token, weight_bytes
 from moesim.offload import Costs, Offload, executors, prefetchers
-from moesim.offload.machine import HostWork, costs_of
+from moesim.offload.host import HostWork
+from moesim.offload.machine import costs_of
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
 from moesim.scenario.traffic import Traffic, load_traffic
@@ -41,6 +42,8 @@ class Tiers:
         What the device holds.
     slots, host_slots : ndarray of int64, ``(layers,)``
         Experts of each layer on the device; in host memory, None where it holds all.
+    cxl_slots : ndarray of int64, ``(layers,)``, optional
+        Experts of each layer in CXL memory that host memory lacks; None for all of them, or no such memory.
     """
 
     expert_bytes: float
@@ -51,6 +54,7 @@ class Tiers:
     parts: dict[str, float]
     slots: NDArray[np.int64]
     host_slots: NDArray[np.int64] | None
+    cxl_slots: NDArray[np.int64] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +121,11 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
         cpu_threads=scenario.executor.cpu_threads,
         sockets=scenario.executor.sockets,
         pinned=scenario.memory.host.pinned,
+        numa=scenario.executor.numa,
+        attention=scenario.executor.attention,
+        unit=scenario.memory.transfer.unit,
+        low_fraction=scenario.memory.transfer.low_fraction,
+        kernels=scenario.named_engine.name if scenario.named_engine else "default",
     )
     costs = costs_of(
         model,
@@ -137,6 +146,7 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
         scenario.memory.cache.pooled,
         host_cache,
         tiers.host_slots,
+        cxl_slots=tiers.cxl_slots,
     )
     return Offloading(resolved, model, dtypes, traffic, demand, costs, tiers, offload)
 
@@ -186,9 +196,10 @@ def tiers_of(scenario: Scenario, model: ModelSpec, dtypes: Dtypes) -> Tiers:
     batch = scenario.batch
     sequences = batch.tokens_per_rank if scenario.offload.phase == "decode" else batch.sequences_per_rank or 1
     cached = sequences * (batch.context_tokens + 1) * kv_bytes_per_token(model, dtypes.kv)
+    on_host, on_card = _cache_elsewhere(scenario)
     parts = {
         "attention and dense weights": weight_bytes(model, dtypes) - total * one,
-        "kv cache": cached,
+        "kv cache": 0.0 if on_host or on_card else cached,
         "reserve": memory.reserved_fraction * capacity,
     }
     fixed = sum(parts.values())
@@ -207,37 +218,78 @@ def tiers_of(scenario: Scenario, model: ModelSpec, dtypes: Dtypes) -> Tiers:
         total_slots = fit
     slots = laid_out(total_slots, len(layers), each, memory.cache.layout)
     parts["expert cache"] = float(slots.sum()) * one
-    host = node.host.dram.capacity_bytes * (1 - HOST_RESERVED_FRACTION)
-    host_slots = _host_slots(scenario, total, each, len(layers), one, host)
-    return Tiers(one, total, fixed, capacity, node.host.dram.capacity_bytes, parts, slots, host_slots)
+    _check_card(scenario, total * one + (cached if on_card else 0.0))
+    dram = node.host.dram.capacity_bytes
+    host = dram * (1 - HOST_RESERVED_FRACTION) - (cached if on_host else 0.0)
+    if scenario.executor.policy == "near_memory":
+        return Tiers(one, total, fixed, capacity, dram, parts, slots, None, None)
+    below = _below(scenario, each, len(layers), one, host)
+    return Tiers(one, total, fixed, capacity, dram, parts, slots, *below)
 
 
-def _host_slots(
-    scenario: Scenario, total: int, each: int, layers: int, one: float, host_bytes: float
-) -> NDArray[np.int64] | None:
-    """Experts of each layer in host memory, None for all."""
-    wanted = scenario.memory.host.slots_per_layer
-    fit = int(host_bytes // one) // layers
-    if wanted is None and fit >= each:
-        return None
-    ssd = scenario.cluster.node.host.ssd
-    if wanted is not None and wanted >= each and fit >= each:
-        return None
+def _cache_elsewhere(scenario: Scenario) -> tuple[bool, bool]:
+    """Whether keys and values lie in host memory; in the memory of a near-memory card."""
+    pim = scenario.cluster.node.pim
+    card = pim is not None and pim.host_memory_of is None
+    where = scenario.executor.attention if scenario.offload.phase == "decode" else "device"
+    return where == "cpu", where == "pim" and card
+
+
+def _check_card(scenario: Scenario, need_bytes: float) -> None:
+    """Near-memory units that compute what the device lacks hold it all in a memory of their own."""
+    if scenario.executor.policy != "near_memory":
+        return
+    pim = scenario.cluster.node.pim
+    if pim is None or pim.host_memory_of is not None:
+        accepted = "a node whose pim has a memory of its own; units in the device's memory: list_schedule"
+        raise InputError.at("executor.policy", "near_memory", accepted)
+    have = pim.main_memory.capacity_bytes
+    if need_bytes > have:
+        message = (
+            f"cluster.node.pim: experts need {fmt_bytes(need_bytes)}, {pim.name} holds {fmt_bytes(have)}"
+        )
+        raise InfeasibleError(message + "; accepted: fewer bits (dtypes.experts) or more memory")
+
+
+Slots = NDArray[np.int64] | None
+
+
+def _below(scenario: Scenario, each: int, layers: int, one: float, host_bytes: float) -> tuple[Slots, Slots]:
+    """Experts of each layer in host memory (None for all), and in CXL memory (None for the rest, or none).
+
+    Raises
+    ------
+    InfeasibleError
+        Host memory, CXL memory and disk together cannot hold the experts.
+    """
+    memory, host = scenario.memory.host, scenario.cluster.node.host
+    total = each * layers
+    fit = int(max(0.0, host_bytes) // one) // layers
+    wanted = memory.slots_per_layer
+    if fit >= each and (wanted is None or wanted >= each):
+        return None, None
+    count = min(fit if wanted is None else wanted, each)
+    # a host cache that changes leaves its copies behind
+    rest = each - count if cache_policies.build(memory.policy, {}, field="memory.host").bypasses else each
+    behind = int(host.cxl.capacity_bytes // one) // layers if host.cxl is not None else 0
     need = f"{total} experts of {fmt_bytes(one)} need {fmt_bytes(total * one)}"
     message = ""
-    if ssd is None:
-        message = (
-            f"cluster.node.host: {need}, host memory holds {fmt_bytes(host_bytes)} and the node has no ssd; "
-            "accepted: a larger host.dram, a host.ssd, or fewer bits (dtypes.experts)"
-        )
-    elif total * one > ssd.capacity_bytes:
-        message = f"cluster.node.host.ssd: {need}, the disk holds {fmt_bytes(ssd.capacity_bytes)}"
-    elif (wanted or 1) > fit:
+    if count > fit:
         message = f"memory.host.slots_per_layer: got {wanted}; accepted: 1 to {fit}, what fits in host.dram"
+    elif behind < rest and host.ssd is None:
+        holds = f"host memory holds {fmt_bytes(host_bytes)}"
+        if host.cxl is not None:
+            holds += f", CXL memory {fmt_bytes(host.cxl.capacity_bytes)}"
+        message = (
+            f"cluster.node.host: {need}, {holds} and the node has no ssd; "
+            "accepted: a larger host.dram, a larger host.cxl, a host.ssd, or fewer bits (dtypes.experts)"
+        )
+    elif behind < rest and host.ssd is not None and total * one > host.ssd.capacity_bytes:
+        message = f"cluster.node.host.ssd: {need}, the disk holds {fmt_bytes(host.ssd.capacity_bytes)}"
     if message:
         raise InfeasibleError(message)
-    count = fit if wanted is None else wanted
-    return np.full(layers, min(count, each), np.int64)
+    near = np.full(layers, count, np.int64)
+    return near, None if behind >= rest else np.full(layers, behind, np.int64)
 
 
 def laid_out(total: int, layers: int, each: int, layout: str) -> NDArray[np.int64]:

@@ -177,13 +177,26 @@ class CacheSection(Strict):
 
 
 class HostMemorySection(Strict):
-    """Experts that host memory holds; the rest lies on the disk."""
+    """Experts that host memory holds; the rest lies in CXL memory (host.cxl), then on the disk (host.ssd)."""
 
     policy: str = Field("lru", description="registered cache policy of host memory")
     slots_per_layer: int | None = Field(
         None, ge=1, description="experts held of each MoE layer; default: all, or as many as fit"
     )
     pinned: bool = Field(True, description="copies to the device start from pinned memory")
+
+
+class TransferSection(Strict):
+    """What one copy to the device moves."""
+
+    unit: Literal["expert", "matrices", "bit_planes"] = Field(
+        "expert",
+        description="a whole expert; its gate, up and down matrices one by one; or its low-precision bits "
+        "first and the rest when they are needed",
+    )
+    low_fraction: float = Field(
+        0.25, gt=0, lt=1, description="bytes of an expert in low precision over those of the expert"
+    )
 
 
 class PrefetchSection(Strict):
@@ -205,6 +218,16 @@ class ExecutorSection(Strict):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     policy: str = Field("device", description="registered executor; other fields are its parameters")
+    attention: Literal["device", "cpu", "pim"] = Field(
+        "device",
+        description="where decode attention over the cached tokens is computed: the device, the CPU with the "
+        "cache in host memory, or near-memory units",
+    )
+    numa: Literal["split", "experts", "interleaved"] = Field(
+        "split",
+        description="weights of CPU experts on several sockets: each expert cut over them, whole experts in "
+        "turn, or pages in turn with threads reading both",
+    )
     cpu_threads: int | None = Field(None, ge=1, description="threads of CPU experts; default: all cores")
     sockets: int | None = Field(None, ge=1, description="sockets in use; default: all")
     layer_overhead_s: float = Field(0.0, ge=0, description="host time a layer that the device waits for")
@@ -236,6 +259,7 @@ class MemorySection(Strict):
     cache: CacheSection = CacheSection()
     host: HostMemorySection = HostMemorySection()
     prefetch: PrefetchSection = PrefetchSection()
+    transfer: TransferSection = TransferSection()
 
 
 class BandsSection(Strict):

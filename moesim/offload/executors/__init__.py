@@ -33,8 +33,8 @@ class LayerWork:
         Share of the gate weight; equal shares where it is not known. [-]
     device_s, cpu_s, pim_s : ndarray of float64, ``(experts,)``
         Time of each expert on each engine; infinite where there is none. [s]
-    copy_s : float
-        One expert over the link. [s]
+    copy_s : ndarray of float64, ``(experts,)``
+        Each expert, or what the device lacks of it, from where it lies over the link. [s]
     now_s, link_free_s, cpu_free_s : float
         Gate known; link and CPU through with earlier work. [s]
     """
@@ -46,7 +46,7 @@ class LayerWork:
     device_s: NDArray[np.float64]
     cpu_s: NDArray[np.float64]
     pim_s: NDArray[np.float64]
-    copy_s: float
+    copy_s: NDArray[np.float64]
     now_s: float
     link_free_s: float
     cpu_free_s: float

@@ -34,7 +34,7 @@ class ListSchedule:
             if work.present[first]:
                 arrived = float(work.ready_s[first])
             else:
-                arrived = max(link, work.now_s) + work.copy_s
+                arrived = max(link, work.now_s) + float(work.copy_s[first])
             on_device = max(device, arrived) + float(work.device_s[first])
             on_cpu = cpu + float(work.cpu_s[last])
             on_pim = pim + float(work.pim_s[last])

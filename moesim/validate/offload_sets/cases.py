@@ -21,7 +21,8 @@ from moesim.model.layer_ops import expert_op
 from moesim.model.ops import Segment
 from moesim.offload import Costs, Offload, OffloadRun, executors, prefetchers, simulate
 from moesim.offload.costs import Unit
-from moesim.offload.machine import HostWork, costs_of, roofline_times
+from moesim.offload.host import HostWork, roofline_times
+from moesim.offload.machine import costs_of
 from moesim.offload.rates import Rates, hybrid_rates
 from moesim.traces import RoutingTrace
 from moesim.traces.generators import generators

@@ -17,7 +17,8 @@ from moesim.model.layer_ops import forward_flops_per_token
 from moesim.model.ops import Segment
 from moesim.model.parameters import kv_bytes_per_token
 from moesim.offload import Costs
-from moesim.offload.machine import HostWork, costs_of
+from moesim.offload.host import HostWork
+from moesim.offload.machine import costs_of
 from moesim.offload.throughput import overlapped_tokens_per_s, separate_tokens_per_s
 from moesim.validate.claims import Claim, Progress
 from moesim.validate.offload_sets.cases import case_of, demand_for, model_of, node_of, offload_of, run

@@ -14,7 +14,8 @@ from moesim.evidence import Estimate
 from moesim.memory.caches import cache_policies, replay
 from moesim.memory.demand import Demand
 from moesim.offload import Costs, Offload, executors, prefetchers, simulate
-from moesim.offload.costs import Unit
+from moesim.offload.costs import Attention, FarMemory, Pieces, Unit
+from moesim.offload.throughput import ring_pass_s
 
 LAYERS, EXPERTS, TOP_K = 3, 12, 3
 
@@ -60,8 +61,27 @@ def offload(slots=5, executor="device", prefetch="none", cache="lru", **more):
     )
 
 
-def host(slots):
-    return {"host_cache": cache_policies.build("lru"), "host_slots": np.full(LAYERS, slots)}
+def host(slots, cache="lru"):
+    return {"host_cache": cache_policies.build(cache), "host_slots": np.full(LAYERS, slots)}
+
+
+def _attention(lane):
+    part = [Part("attention", "compute", lasting(7e-5))]
+    return [None, *[Attention(lane, part, part)] * LAYERS]
+
+
+MACHINES = {
+    "plain": {},
+    "matrices": {"pieces": Pieces((0.25, 0.25, 0.5), 2e-5, computed_apart=True)},
+    "bit planes": {"pieces": Pieces((0.25, 0.75), 2e-5, planes=True)},
+    "cxl": {
+        "cxl": FarMemory(lasting(5e-4), lasting(6e-4), Unit(lambda n: 5e-4 + 1e-5 * n, lasting(0.0), 1e-4))
+    },
+    "sockets": {"cpu_queues": 2},
+    "attention on the CPU": {"attention": _attention("cpu")},
+    "attention near memory": {"attention": _attention("pim"), "pim_shares_memory": True},
+}
+"""Machines beside the plain one: what each adds to it."""
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,12 +91,15 @@ def host(slots):
     st.sampled_from(prefetchers.names()),
     st.sampled_from(["lru", "frequency_static", "mrs"]),
     st.booleans(),
-    st.sampled_from([None, 8]),
+    st.sampled_from([None, "lru", "frequency_static"]),
+    st.sampled_from(list(MACHINES)),
 )
-def test_the_event_interpreter_ends_when_the_driver_says(seed, executor, prefetch, cache, pooled, host_slots):
-    more = host(host_slots) if host_slots else {}
+def test_the_event_interpreter_ends_when_the_driver_says(
+    seed, executor, prefetch, cache, pooled, host_cache, machine
+):
+    more = host(8, host_cache) if host_cache else {}
     plan = offload(5, executor, prefetch, cache, pooled=pooled, **more)
-    run = simulate(demand(seed), costs(), plan, seed=seed, record_passes=12)
+    run = simulate(demand(seed), costs(**MACHINES[machine]), plan, seed=seed, record_passes=12)
     done = events.simulate(run.program, durations_ps(run.program))
     device = run.program.streams.index("device")
     assert done.clocks_ps[device, 0] == run.pass_ends_ps[-1]
@@ -152,3 +175,68 @@ def test_deferred_experts_shorten_the_layer_and_are_waited_for():
     at_once, deferred = (simulate(demand(9), costs(), p) for p in (plan, late))
     assert deferred.pass_ends_ps[-1] < at_once.pass_ends_ps[-1]
     assert deferred.busy_ps["cpu"] == at_once.busy_ps["cpu"]
+
+
+def test_pieces_move_what_a_whole_moves_and_never_later():
+    wanted = demand(9, passes=40)
+    whole = simulate(wanted, costs(), offload(5))
+    cut = simulate(wanted, costs(**MACHINES["matrices"]), offload(5))
+    assert cut.tally.moved == pytest.approx(whole.tally.moved) == whole.tally.loads
+    free = replace(costs(), pieces=Pieces((0.25, 0.25, 0.5), 0.0, computed_apart=True))
+    assert simulate(wanted, free, offload(5)).pass_ends_ps[-1] <= whole.pass_ends_ps[-1]
+
+
+def test_low_bits_stay_and_are_completed_later():
+    wanted = demand(10, passes=40)
+    run = simulate(wanted, costs(**MACHINES["bit planes"]), offload(EXPERTS, "mixed_precision"))
+    # with room for all, no bit of an expert travels twice
+    assert run.tally.low_loads > 0
+    assert run.tally.moved <= LAYERS * EXPERTS
+    apart = simulate(wanted, costs(), offload(EXPERTS, "mixed_precision"))
+    assert run.tally.moved <= apart.tally.moved
+
+
+def test_what_lies_in_cxl_memory_is_read_there_by_a_static_host():
+    wanted = demand(11, passes=40)
+    plan = offload(5, **host(6, "frequency_static"))
+    run = simulate(wanted, costs(**MACHINES["cxl"]), plan)
+    assert run.tally.disk_reads == 0
+    assert run.tally.far_reads > 0
+    assert run.busy_ps["cxl"] == run.tally.far_reads * 600_000_000
+    moved = simulate(wanted, costs(**MACHINES["cxl"]), offload(5, **host(6, "lru")))
+    assert moved.busy_ps["cxl"] == moved.tally.far_reads * 500_000_000
+
+
+def test_memory_behind_the_host_that_is_too_small_leaves_the_rest_to_the_disk():
+    plan = offload(5, cxl_slots=np.full(LAYERS, 2), **host(6, "frequency_static"))
+    run = simulate(demand(12, passes=40), costs(**MACHINES["cxl"]), plan)
+    assert run.tally.far_reads > 0
+    assert run.tally.disk_reads > 0
+
+
+def test_a_ring_of_sections_never_stalls_where_loading_is_shorter_than_computing():
+    """SE-MoE: whole layers pass through a ring; formula and driver agree on both sides of the edge."""
+    every = np.broadcast_to(np.arange(EXPERTS, dtype=np.int32), (12, 6, EXPERTS)).copy()
+    wanted = Demand(EXPERTS, every, np.ones_like(every), np.zeros(12, bool))
+    plan = Offload(
+        cache_policies.build("fifo"),
+        np.full(6, EXPERTS // 2),
+        executors.build("device"),
+        prefetchers.build("ring", {"ahead": 2}),
+        pooled=True,
+    )
+    for copy_s in (2e-5, 2e-4):
+        machine = replace(
+            costs(),
+            before=[[Part("x", "compute", lasting(1e-3))]] * 6,
+            after=[[]] * 6,
+            moe_layers=range(6),
+            first=[],
+            last=[],
+            device=Unit(lambda n: np.zeros(n.size), lasting(0.0)),
+            copy=lasting(copy_s),
+        )
+        run = simulate(wanted, machine, plan)
+        ring = ring_pass_s(sections=6, resident=3, compute_s=1e-3, load_s=EXPERTS * copy_s)
+        assert run.pass_s(6) == pytest.approx(ring, rel=0.02)
+        assert (run.pass_s(6) == pytest.approx(6e-3)) == (EXPERTS * copy_s <= 1e-3)

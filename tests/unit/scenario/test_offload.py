@@ -39,14 +39,67 @@ def test_a_cache_beyond_the_device_is_refused_with_what_fits():
 
 
 def test_tiers_that_cannot_hold_the_model_are_refused():
-    small = [
-        "cluster.node.host.dram.capacity_bytes=32e9",
-        "cluster.node.host.ssd=null",
-        "dtypes.experts=int4",
-    ]
-    assert build_offload(resolved("dtypes.experts=int4", small[1])).tiers.host_slots is None
+    dram_only = ["cluster.node.host.ssd=null", "cluster.node.host.cxl=null", "dtypes.experts=int4"]
+    assert build_offload(resolved(*dram_only)).tiers.host_slots is None
     with pytest.raises(InfeasibleError, match="no ssd; accepted: a larger host.dram"):
-        build_offload(resolved("cluster.node.host.dram.capacity_bytes=16e9", *small[1:]))
+        build_offload(resolved("cluster.node.host.dram.capacity_bytes=16e9", *dram_only))
+
+
+def test_cxl_memory_comes_before_the_disk():
+    small = ["cluster.node.host.dram.capacity_bytes=16e9", "dtypes.experts=int4"]
+    with_cxl = build_offload(resolved(*small)).tiers
+    assert with_cxl.host_slots is not None
+    assert with_cxl.cxl_slots is None
+    both = build_offload(resolved(*small, "cluster.node.host.cxl.capacity_bytes=4e9")).tiers
+    assert both.cxl_slots is not None
+    assert (both.cxl_slots > 0).all()
+    slow, fast = (
+        run_offload(resolved(*small, *more), with_changes=False).result.metrics
+        for more in (["cluster.node.host.cxl=null"], [])
+    )
+    assert fast["tpot_s"].value < slow["tpot_s"].value
+    assert "cxl_busy_fraction" in fast
+
+
+@pytest.mark.parametrize("unit", ["matrices", "bit_planes"])
+def test_parts_of_experts_move_as_many_bytes(unit):
+    base = ["dtypes.experts=int4"]
+    whole = run_offload(resolved(*base), with_changes=False).result.metrics
+    parts = run_offload(resolved(*base, f"memory.transfer.unit={unit}"), with_changes=False).result.metrics
+    assert parts["bytes_moved"].value == pytest.approx(whole["bytes_moved"].value)
+    if unit == "matrices":
+        # the device starts on the first matrix while the others travel
+        assert parts["tpot_s"].value < whole["tpot_s"].value
+
+
+def test_near_memory_needs_units_with_a_memory_of_their_own():
+    with pytest.raises(InputError, match=r"executor\.policy: got 'near_memory'; accepted: a node whose pim"):
+        build_offload(resolved("dtypes.experts=int4", "executor.policy=near_memory"))
+    with pytest.raises(InputError, match=r"executor\.attention: got 'pim'; accepted: device or cpu"):
+        build_offload(resolved("dtypes.experts=int4", "executor.attention=pim"))
+
+
+def test_attention_on_the_cpu_frees_the_device_and_costs_time():
+    base = ["dtypes.experts=int4", "batch.context_tokens=4096"]
+    near, far = (build_offload(resolved(*base, f"executor.attention={where}")) for where in ("device", "cpu"))
+    assert near.tiers.parts["kv cache"] > far.tiers.parts["kv cache"] == 0
+    times = [
+        run_offload(resolved(*base, f"executor.attention={where}"), with_changes=False).result.metrics
+        for where in ("device", "cpu")
+    ]
+    assert times[0]["tpot_s"].value < times[1]["tpot_s"].value
+    assert times[1]["cpu_busy_fraction"].value > 0
+
+
+def test_interleaved_pages_are_slower_than_split_experts():
+    base = ["dtypes.experts=int4", "executor.policy=cpu", "memory.cache.policy=frequency_static"]
+    times = {
+        numa: run_offload(resolved(*base, f"executor.numa={numa}"), with_changes=False).result.metrics
+        for numa in ("split", "experts", "interleaved")
+    }
+    seconds = {numa: found["tpot_s"].value for numa, found in times.items()}
+    assert seconds["split"] < seconds["interleaved"]
+    assert seconds["split"] < seconds["experts"]
 
 
 @pytest.mark.parametrize("path", ["accuracy=[1.2]", "accuracy=[-0.1]"])
