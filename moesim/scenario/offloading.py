@@ -115,24 +115,12 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
         demand = demand_for(scenario, traffic)
     else:
         traffic, demand = like.traffic, like.demand
-    work = HostWork(
-        pass_s=scenario.executor.pass_overhead_s,
-        layer_s=scenario.executor.layer_overhead_s,
-        cpu_threads=scenario.executor.cpu_threads,
-        sockets=scenario.executor.sockets,
-        pinned=scenario.memory.host.pinned,
-        numa=scenario.executor.numa,
-        attention=scenario.executor.attention,
-        unit=scenario.memory.transfer.unit,
-        low_fraction=scenario.memory.transfer.low_fraction,
-        kernels=scenario.named_engine.name if scenario.named_engine else "default",
-    )
     costs = costs_of(
         model,
         dtypes,
         scenario.cluster.node,
         [segment_of(scenario)],
-        work=work,
+        work=_host_work(scenario),
         most_tokens=max(1, int(demand.tokens.max())),
     )
     host_cache: CachePolicy | None = None
@@ -149,6 +137,23 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
         cxl_slots=tiers.cxl_slots,
     )
     return Offloading(resolved, model, dtypes, traffic, demand, costs, tiers, offload)
+
+
+def _host_work(scenario: Scenario) -> HostWork:
+    """What the host does, as the scenario has it."""
+    executor, memory = scenario.executor, scenario.memory
+    return HostWork(
+        pass_s=executor.pass_overhead_s,
+        layer_s=executor.layer_overhead_s,
+        cpu_threads=executor.cpu_threads,
+        sockets=executor.sockets,
+        pinned=memory.host.pinned,
+        numa=executor.numa,
+        attention=executor.attention,
+        unit=memory.transfer.unit,
+        low_fraction=memory.transfer.low_fraction,
+        kernels=scenario.named_engine.name if scenario.named_engine else "default",
+    )
 
 
 def segment_of(scenario: Scenario) -> Segment:
