@@ -7,6 +7,7 @@ a stage launches and in which order, and where each part of the model lies.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar, Protocol, TypeAlias
@@ -106,6 +107,10 @@ class Schedule(Protocol):
     splits_backward: ClassVar[bool]
     pairs: ClassVar[bool]
 
+    def __hash__(self) -> int:
+        """Equal schedules have equal orders: what is derived from them is kept."""
+        ...
+
     def problems(self, geometry: Geometry) -> list[str]:
         """Why it cannot run on ``geometry``, with what is accepted; empty if it can."""
         ...
@@ -143,6 +148,15 @@ def check(schedule: Schedule, geometry: Geometry, *, field: str = "schedule") ->
         raise InputError([Problem(field, text) for text in wrong])
 
 
-def wants_one_chunk(geometry: Geometry) -> list[str]:
-    """Problem of a schedule that knows no chunks."""
-    return [] if geometry.num_chunks == 1 else [f"got {geometry.num_chunks} chunks a stage; accepted: 1"]
+def wants_chunks(geometry: Geometry, count: int) -> list[str]:
+    """Problem of a schedule for which a stage must hold ``count`` chunks."""
+    found = geometry.num_chunks
+    return [] if found == count else [f"got {found} chunks a stage; accepted: {count}"]
+
+
+def in_turn(forwards: Sequence[Task], backwards: Sequence[Task], ahead: int) -> list[Task]:
+    """Forwards and backwards of one stage in turn, the forwards up to ``ahead`` in front."""
+    tasks = list(forwards[:ahead])
+    for i, backward in enumerate(backwards):
+        tasks += [*forwards[i + ahead : i + ahead + 1], backward]
+    return tasks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moesim.training.schedules.base import Geometry, Orders, Pass, Task, schedules, wants_one_chunk
+from moesim.training.schedules.base import Geometry, Orders, Pass, Task, schedules, wants_chunks
 
 
 @schedules.register("gpipe")
@@ -24,7 +24,7 @@ class GPipe:
 
     def problems(self, geometry: Geometry) -> list[str]:
         """It wants one chunk a stage."""
-        return wants_one_chunk(geometry)
+        return wants_chunks(geometry, 1)
 
     def part_of(self, stage: int, chunk: int, geometry: Geometry) -> int:
         """The stage."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moesim.training.schedules.base import Geometry, Orders, Pass, Task, schedules, wants_one_chunk
+from moesim.training.schedules.base import Geometry, Orders, Pass, Task, in_turn, schedules, wants_chunks
 
 
 @schedules.register("1f1b")
 @dataclass(frozen=True)
 class OneForwardOneBackward:
-    """Fill the pipeline, then forward and backward in turn: alive are as many microbatches as stages follow.
+    """Fill the pipeline, then one forward and one backward in turn.
+
+    Alive on a stage are as many microbatches as there are stages from it to the end.
 
     References
     ----------
@@ -24,7 +26,7 @@ class OneForwardOneBackward:
 
     def problems(self, geometry: Geometry) -> list[str]:
         """It wants one chunk a stage."""
-        return wants_one_chunk(geometry)
+        return wants_chunks(geometry, 1)
 
     def part_of(self, stage: int, chunk: int, geometry: Geometry) -> int:
         """The stage."""
@@ -32,17 +34,8 @@ class OneForwardOneBackward:
 
     def orders(self, geometry: Geometry) -> Orders:
         """Stage ``s`` of ``p`` is ``p - 1 - s`` forwards ahead of its backwards."""
-        return tuple(
-            tuple(alternating(geometry.num_microbatches, geometry.num_stages - 1 - stage))
-            for stage in range(geometry.num_stages)
-        )
-
-
-def alternating(num_microbatches: int, ahead: int) -> list[Task]:
-    """Forwards and backwards of one stage in turn, the forwards up to ``ahead`` in front."""
-    tasks = [Task(Pass.FORWARD, i) for i in range(min(ahead, num_microbatches))]
-    for i in range(num_microbatches):
-        if i + ahead < num_microbatches:
-            tasks.append(Task(Pass.FORWARD, i + ahead))
-        tasks.append(Task(Pass.BACKWARD, i))
-    return tasks
+        numbers = range(geometry.num_microbatches)
+        forwards = [Task(Pass.FORWARD, i) for i in numbers]
+        backwards = [Task(Pass.BACKWARD, i) for i in numbers]
+        last = geometry.num_stages - 1
+        return tuple(tuple(in_turn(forwards, backwards, last - stage)) for stage in range(last + 1))

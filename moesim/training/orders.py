@@ -1,0 +1,233 @@
+"""What follows from a schedule's orders alone: whether they can run, in which sequence, what is alive."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError, Problem
+from moesim.training.schedules.base import Geometry, Orders, Pass, Schedule, Task, check, num_parts
+
+Deed: TypeAlias = tuple[str, int, int]
+"""Forward, input gradient or weight gradient (``F``, ``B``, ``W``), microbatch, part of the model."""
+
+SHOWN = 8
+"""Problems of an order that are told; a wrong schedule has them by the hundred."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A task in the sequence that all stages together follow.
+
+    Attributes
+    ----------
+    level : int
+        Tasks of lower levels come first; at most one task of a stage has a level.
+    stage : int
+        Who does it.
+    task : Task
+        What.
+    needs : tuple of (str, int, int)
+        Deeds of other stages whose results it waits for.
+    """
+
+    level: int
+    stage: int
+    task: Task
+    needs: tuple[Deed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Tasks of all stages in an order that keeps every dependency.
+
+    Attributes
+    ----------
+    placed : tuple of Placed
+        By level, then stage.
+    stage_of : dict
+        Which stage does a deed.
+    parts : ndarray of int, ``(stage, chunk)``
+        Which part of the model each chunk is.
+    """
+
+    placed: tuple[Placed, ...]
+    stage_of: dict[Deed, int]
+    parts: NDArray[np.int64]
+
+    @property
+    def kinds(self) -> frozenset[Pass]:
+        """Kinds of passes that occur."""
+        return frozenset(placed.task.kind for placed in self.placed)
+
+    @property
+    def num_parts(self) -> int:
+        """Parts that the model is cut into."""
+        return int(self.parts.max()) + 1
+
+
+def deeds(task: Task) -> Iterator[tuple[str, int, int]]:
+    """What a task does: forward, input gradient, weight gradient of a microbatch and *chunk*."""
+    for name, what in (("F", task.forward), ("B", task.backward), ("W", task.weights)):
+        if what is not None:
+            yield name, *what
+
+
+@lru_cache(maxsize=64)
+def sequence(schedule: Schedule, geometry: Geometry) -> Sequence:
+    """The schedule's tasks in a sequence that can run.
+
+    Raises
+    ------
+    InputError
+        If the schedule cannot have this geometry, its orders leave out or repeat a pass, or stages wait for
+        each other for ever.
+    """
+    check(schedule, geometry)
+    orders = schedule.orders(geometry)
+    shape = (geometry.num_stages, geometry.num_chunks)
+    parts = np.array([[schedule.part_of(s, c, geometry) for c in range(shape[1])] for s in range(shape[0])])
+    stage_of = _stages_of_deeds(orders, parts, geometry, num_parts(schedule, geometry))
+    return Sequence(_in_sequence(orders, parts, stage_of), stage_of, parts)
+
+
+def _stages_of_deeds(
+    orders: Orders, parts: NDArray[np.int64], geometry: Geometry, count: int
+) -> dict[Deed, int]:
+    """Which stage does each deed, after making sure that each is done once and at one place."""
+    found: Counter[Deed] = Counter()
+    place: dict[Deed, int] = {}
+    for stage, tasks in enumerate(orders):
+        for task in tasks:
+            for name, microbatch, chunk in deeds(task):
+                deed = (name, microbatch, int(parts[stage, chunk]))
+                found[deed] += 1
+                place[deed] = stage
+    wanted = {
+        (name, microbatch, part)
+        for name in "FBW"
+        for microbatch in range(geometry.num_microbatches)
+        for part in range(count)
+    }
+    wrong = [f"{_told(deed)} is missing" for deed in sorted(wanted - found.keys())]
+    wrong += [f"{_told(deed)} does not belong there" for deed in sorted(found.keys() - wanted)]
+    wrong += [f"{_told(deed)} is done {n} times" for deed, n in sorted(found.items()) if n > 1]
+    wrong += [
+        f"{_told(deed)} is on stage {place[deed]}, its forward on stage {place['F', *deed[1:]]}"
+        for deed in sorted(wanted & found.keys())
+        if place[deed] != place.get(("F", *deed[1:]), place[deed])
+    ]
+    if wrong:
+        raise InputError([Problem("schedule", text) for text in _few(wrong)])
+    return place
+
+
+def _needs(task: Task, parts: NDArray[np.int64], last: int) -> Iterator[Deed]:
+    """Deeds that must be done before a task, wherever they are; ``parts`` are those of its stage."""
+    for name, microbatch, chunk in deeds(task):
+        part = int(parts[chunk])
+        if name == "F" and part > 0:
+            yield "F", microbatch, part - 1
+        elif name == "B":
+            yield "F", microbatch, part
+            if part < last:
+                yield "B", microbatch, part + 1
+        elif name == "W" and task.kind is Pass.WEIGHT_GRADIENT:
+            yield "B", microbatch, part
+
+
+def _in_sequence(orders: Orders, parts: NDArray[np.int64], stage_of: dict[Deed, int]) -> tuple[Placed, ...]:
+    """Tasks at the earliest level that dependencies allow: stages go on as far as they can, in turn."""
+    level_of: dict[Deed, int] = {}
+    level, at = [-1] * len(orders), [0] * len(orders)
+    last = int(parts.max())
+    needs = [[tuple(_needs(task, parts[s], last)) for task in tasks] for s, tasks in enumerate(orders)]
+    placed: list[Placed] = []
+    moved = True
+    while moved:
+        moved = False
+        for stage, tasks in enumerate(orders):
+            while at[stage] < len(tasks) and all(deed in level_of for deed in needs[stage][at[stage]]):
+                task, needed = tasks[at[stage]], needs[stage][at[stage]]
+                level[stage] = 1 + max(level[stage], *(level_of[deed] for deed in needed), -1)
+                remote = tuple(deed for deed in needed if stage_of[deed] != stage)
+                placed.append(Placed(level[stage], stage, task, remote))
+                for name, microbatch, chunk in deeds(task):
+                    level_of[name, microbatch, int(parts[stage, chunk])] = level[stage]
+                at[stage] += 1
+                moved = True
+    stuck = [stage for stage, tasks in enumerate(orders) if at[stage] < len(tasks)]
+    if stuck:
+        raise InputError(
+            [
+                Problem(
+                    "schedule", _stuck(stage, orders[stage][at[stage]], needs[stage][at[stage]], level_of)
+                )
+                for stage in stuck[:SHOWN]
+            ]
+        )
+    return tuple(sorted(placed, key=lambda p: (p.level, p.stage)))
+
+
+def _stuck(stage: int, task: Task, needs: tuple[Deed, ...], done: dict[Deed, int]) -> str:
+    missing = ", ".join(_told(deed) for deed in needs if deed not in done)
+    return (
+        f"deadlock: stage {stage} stands before {task.kind} of microbatch {task.microbatch}, needs {missing}"
+    )
+
+
+def _told(deed: Deed) -> str:
+    name, microbatch, part = deed
+    return f"{name} of microbatch {microbatch} through part {part}"
+
+
+def _few(texts: list[str]) -> list[str]:
+    more = len(texts) - SHOWN
+    return texts[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
+
+
+def in_flight(
+    schedule: Schedule,
+    geometry: Geometry,
+    *,
+    until: Pass = Pass.WEIGHT_GRADIENT,
+    weights: NDArray[np.float64] | None = None,
+) -> NDArray[np.int64]:
+    """Microbatches whose activations are alive when a stage holds most, ``(stage, chunk)``. [-]
+
+    Parameters
+    ----------
+    schedule, geometry
+        Which pipeline.
+    until : Pass, default W
+        Activations live until the weight gradient is done, or with ``B`` until the input gradient is.
+    weights : ndarray, ``(stage, chunk)``, optional
+        What a microbatch takes in each chunk; the moment is that of the largest weighted sum, the first of
+        several. One each by default. [bytes]
+
+    Notes
+    -----
+    A microbatch lives from the start of its forward to the end of its backward, so the forward of a pair
+    meets the activations of the backward beside it.
+    """
+    check(schedule, geometry)
+    shape = (geometry.num_stages, geometry.num_chunks)
+    weights = np.ones(shape) if weights is None else np.asarray(weights, dtype=np.float64)
+    most = np.zeros(shape, dtype=np.int64)
+    for stage, tasks in enumerate(schedule.orders(geometry)):
+        alive = np.zeros(shape[1], dtype=np.int64)
+        for task in tasks:
+            if task.forward is not None:
+                alive[task.forward[1]] += 1
+                if alive @ weights[stage] > most[stage] @ weights[stage]:
+                    most[stage] = alive
+            ended = task.backward if until is Pass.INPUT_GRADIENT else task.weights
+            if ended is not None:
+                alive[ended[1]] -= 1
+    return most
