@@ -24,6 +24,7 @@ WITHOUT_STATEMENT = {"switch_base_8"}
 REQUIRED = [
     "mixtral_8x7b",
     "mixtral_8x22b",
+    "moonlight_16b_a3b",
     "deepseek_v2_lite",
     "deepseek_v2",
     "deepseek_v3",
