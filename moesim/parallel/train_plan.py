@@ -141,8 +141,9 @@ def _check_stage(plan: TrainPlan, model: Splittable, problems: list[Problem]) ->
 
 def _check_model(plan: TrainPlan, model: Splittable, problems: list[Problem]) -> None:
     chunks = plan.pp * plan.vpp
-    if chunks > model.num_layers:
-        accepted = f"pp * vpp of at most {model.num_layers} (layers)"
+    most = model.num_layers + 2
+    if chunks > most:
+        accepted = f"pp * vpp of at most {most} (layers, embedding and head)"
         problems.append(Problem("plan.vpp", f"got pp * vpp = {chunks}; accepted: {accepted}"))
     if model.num_experts % plan.ep or (plan.ep > 1 and not model.num_experts):
         accepted = f"a divisor of {model.num_experts} (experts)" if model.num_experts else "1 (dense model)"
