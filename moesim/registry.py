@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Generic, TypeVar
 
 from moesim.errors import InputError, Problem, did_you_mean
@@ -92,7 +92,7 @@ class Registry(Generic[T]):
         except ValidationError as error:
             from moesim.files.check import problems_of  # noqa: PLC0415
 
-            known_fields = list(getattr(cls, "__dataclass_fields__", {}))
+            known_fields = [entry.name for entry in fields(cls)] if is_dataclass(cls) else []
             raise InputError(problems_of(error, prefix=where, known=known_fields)) from None
 
     def _load(self) -> None:

@@ -17,9 +17,10 @@ class ListSchedule:
 
     HybriMoE (arXiv 2504.05897): cached experts by falling load, then missing ones by falling load; the
     device takes from the head (a missing expert waits for its copy), the CPU from the tail. A
-    near-memory unit, where there is one, takes from the tail as well.
+    near-memory unit, where there is one, takes from the tail as well. ``cpu``: whether the CPU takes part.
     """
 
+    cpu: bool = True
     deferred: ClassVar[int] = 0
 
     def assign(self, work: LayerWork) -> Assignment:
@@ -36,7 +37,7 @@ class ListSchedule:
             else:
                 arrived = max(link, work.now_s) + float(work.copy_s[first])
             on_device = max(device, arrived) + float(work.device_s[first])
-            on_cpu = cpu + float(work.cpu_s[last])
+            on_cpu = cpu + float(work.cpu_s[last]) if self.cpu else np.inf
             on_pim = pim + float(work.pim_s[last])
             if on_device <= min(on_cpu, on_pim):
                 fates[first] = RESIDENT if work.present[first] else LOAD

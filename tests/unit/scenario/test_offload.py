@@ -10,7 +10,7 @@ from moesim.errors import InfeasibleError, InputError
 from moesim.files import Tree
 from moesim.scenario.offload import run_offload
 from moesim.scenario.offloading import build_offload, laid_out
-from moesim.scenario.resolve import resolve_tree
+from moesim.scenario.resolve import resolve, resolve_tree
 
 SMALL = {
     "schema_version": 1,
@@ -137,3 +137,15 @@ def test_layouts_keep_the_total(layout, first, last):
     slots = laid_out(20, 4, 8, layout)
     assert slots.sum() == 20
     assert (slots[0], slots[-1]) == (first, last)
+
+
+@pytest.mark.parametrize("name", ["mixtral_8x7b_duplex", "mixtral_8x7b_attacc", "deepseek_v2_lite_aim"])
+def test_near_memory_units_of_shipped_scenarios_work(name):
+    """Each runs, its units are used, and the same machine without them is slower."""
+    quick = "routing={generator: zipf}"
+    few = ["offload.passes=2", "offload.warmup_passes=1", "bands.samples=2", quick]
+    found = run_offload(resolve(name, few), with_changes=False).result
+    assert found.views["offload"]["busy_fraction"]["pim"] > 0
+    without = "executor={policy: device}"
+    plain = run_offload(resolve(name, [*few, without]), with_changes=False).result
+    assert plain.metrics["tpot_s"].value > found.metrics["tpot_s"].value
