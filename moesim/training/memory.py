@@ -8,7 +8,8 @@ allocator and a driver take beside that is assumed and said so.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,7 +30,9 @@ from moesim.training.activations import (
     saved_tensors,
     total,
 )
+from moesim.training.orders import in_flight
 from moesim.training.recompute import Recompute
+from moesim.training.schedules.base import Geometry, Schedule
 from moesim.training.states import States, kept_bytes
 from moesim.units import GIB
 
@@ -134,6 +137,29 @@ class Demand:
         own = [self.model.layers[i] for i in self.layout[part]]
         last = self.model.mtp_layer if self.mtp and part == len(self.layout) - 1 else None
         return own if last is None else [*own, *[last] * self.model.num_mtp_layers]
+
+
+def demand_of(schedule: Schedule, num_microbatches: int, plan: TrainPlan, **fields: Any) -> Demand:
+    """Demand of a pipeline: where its parts lie, and the microbatches in flight when a stage holds most.
+
+    Parameters
+    ----------
+    schedule : Schedule
+    num_microbatches : int
+        Of each replica. [-]
+    plan : TrainPlan
+    fields
+        The other fields of :class:`Demand`.
+    """
+    geometry = Geometry(plan.pp, num_microbatches, plan.vpp)
+    shape = (geometry.num_stages, geometry.num_chunks)
+    part_of = np.array([[schedule.part_of(s, c, geometry) for c in range(shape[1])] for s in range(shape[0])])
+    draft = Demand(plan=plan, part_of=part_of, in_flight=np.ones(shape), **fields)
+    weights = np.zeros(shape)
+    for (stage, chunk), part in np.ndenumerate(part_of):
+        weights[stage, chunk] = sum(_activations(draft, int(part), draft.overload(stage)))
+    flight = in_flight(schedule, geometry, weights=weights)
+    return replace(draft, in_flight=flight.astype(np.float64))
 
 
 def train_ledger(

@@ -17,8 +17,9 @@ from moesim.model.dtypes import Dtypes
 from moesim.model.spec import LayerSpec, ModelSpec, MoeSpec
 from moesim.parallel.train_plan import TrainPlan
 from moesim.training.activations import EXPERTS, Rows, saved_tensors, total
-from moesim.training.memory import Demand, allocated_bytes, train_ledger
+from moesim.training.memory import Demand, allocated_bytes, demand_of, train_ledger
 from moesim.training.recompute import Recompute
+from moesim.training.schedules.base import schedules
 from moesim.training.states import States
 from moesim.units import GB
 from moesim.validate.claims import Claim, Progress, published
@@ -79,16 +80,16 @@ def _peak_bytes(row: Mapping[str, Any]) -> float:
     plan = TrainPlan(**row["plan"])
     modules = tuple(row.get("modules", ()))
     layers = np.array_split(np.arange(model.num_layers), plan.pp * plan.vpp)
-    part_of = np.arange(len(layers)).reshape(plan.vpp, plan.pp).T
-    demand = Demand(
+    schedule = schedules.build("interleaved" if plan.vpp > 1 else "1f1b")
+    demand = demand_of(
+        schedule,
+        row.get("num_microbatches", plan.pp),
+        plan,
         model=model,
-        plan=plan,
         dtypes=Dtypes(**row.get("dtypes", {})),
         states=States(**row["states"]),
         recompute=Recompute("selective" if modules else "none", modules),
         layout=[tuple(part.tolist()) for part in layers],
-        part_of=part_of,
-        in_flight=np.ones(part_of.shape),
         micro_batch_size=row["micro_batch_size"],
         sequence_length=row["sequence_length"],
         loss_fp32=row["loss_fp32"],

@@ -14,10 +14,12 @@ from moesim.training.memory import (
     RESERVE,
     Demand,
     allocated_bytes,
+    demand_of,
     layer_parameters,
     train_ledger,
 )
 from moesim.training.recompute import MODULES, Recompute
+from moesim.training.schedules.base import schedules
 from moesim.training.states import States
 from moesim.units import GIB
 
@@ -183,3 +185,38 @@ def test_recomputing_never_keeps_more(plan, recompute):
     plain, less = (ledger(plan=plan, recompute=r).parts for r in (Recompute(), recompute))
     for part in ("activations", "expert activations"):
         assert (less[part] <= plain[part] + 1).all()
+
+
+@pytest.mark.parametrize("name", ["1f1b", "gpipe", "zb1p", "dualpipe"])
+def test_schedules_say_what_is_in_flight(name):
+    schedule = schedules.build(name)
+    plan = TrainPlan(pp=4, vpp=2 if name == "dualpipe" else 1)
+    num_parts = 4
+    model = load("llama_3_1_8b")
+    layout = [tuple(part.tolist()) for part in np.array_split(np.arange(model.num_layers), num_parts)]
+    made = demand_of(
+        schedule,
+        16,
+        plan,
+        model=model,
+        dtypes=Dtypes(),
+        states=States(),
+        recompute=Recompute(),
+        layout=layout,
+        micro_batch_size=1,
+        sequence_length=4096,
+    )
+    expected = {
+        "1f1b": [[4], [3], [2], [1]],
+        "gpipe": [[16]] * 4,
+        "zb1p": [[4]] * 4,
+        # one more than stages, over both directions
+        "dualpipe": None,
+    }[name]
+    if expected:
+        np.testing.assert_array_equal(made.in_flight, expected)
+    else:
+        np.testing.assert_array_equal(made.in_flight.sum(axis=1), [5] * 4)
+        held = train_ledger(made, capacity_bytes=1.0).parts["weights"]
+        whole = train_ledger(demand("llama_3_1_8b", TrainPlan(pp=4)), capacity_bytes=1.0).parts["weights"]
+        np.testing.assert_allclose(held, whole + whole[::-1])

@@ -9,7 +9,7 @@ DATA = published("training_memory").data
 
 
 def test_published_rows_are_whole():
-    assert [len(run["rows"]) for run in DATA["runs"]] == [6, 1]
+    assert [len(run["rows"]) for run in DATA["runs"]] == [6, 1, 4]
     assert all(run["source"] and all(row["gb"] > 0 for row in run["rows"]) for run in DATA["runs"])
     for model in DATA["llep"]["models"]:
         assert len(model["gb"]) == len(DATA["llep"]["hot_fractions"])
@@ -25,8 +25,8 @@ def test_every_row_and_pair_becomes_a_claim():
 
 @pytest.mark.parametrize("run", DATA["runs"], ids=lambda run: run["name"])
 def test_recomputation_never_raises_a_peak(run):
-    first, *others = [_peak_bytes({**run, **row}) for row in run["rows"]]
-    assert all(other <= first for other in others)
+    less = [row for row in run["rows"] if "modules" in row]
+    assert all(_peak_bytes({**run, **row}) <= _peak_bytes(run) for row in less)
 
 
 def test_core_attention_saves_what_flash_attention_keeps():
