@@ -1,0 +1,56 @@
+"""Rows in chunks: one is computed while others travel (Tutel, PipeMoE, FasterMoE)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from moesim.engine.program import Instruction
+from moesim.training.overlaps.base import Triple, run_s, triple_overlaps
+
+
+@triple_overlaps.register("chunked")
+@dataclass(frozen=True)
+class Chunked:
+    """Dispatch, experts and combine of equal chunks of the rows as a pipeline of two streams.
+
+    The dispatch of a chunk is launched ahead of the combine of the one before the last, so that experts find
+    rows whenever exchanges leave time. Every chunk pays the fixed costs of all three and reads the experts'
+    weights again: more chunks are not always better.
+
+    Attributes
+    ----------
+    degree : int or None
+        Chunks; None: the quickest of ``choices`` for these rows. [-]
+    choices : tuple of int
+        Degrees that are tried. [-]
+
+    References
+    ----------
+    .. [1] Hwang et al., "Tutel: Adaptive Mixture-of-Experts at Scale," arXiv:2206.03382, section 3.3.
+    """
+
+    degree: Annotated[int, Field(ge=1)] | None = None
+    choices: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
+
+    def launch(self, triple: Triple) -> list[Instruction]:
+        """Instructions of the given, or the quickest, degree."""
+        if self.degree is not None:
+            return pipelined(triple, self.degree)
+        offers = [pipelined(triple, degree) for degree in self.choices]
+        return min(offers, key=lambda offer: float(run_s(offer, len(triple.group)).max()))
+
+
+def pipelined(triple: Triple, degree: int) -> list[Instruction]:
+    """Instructions of ``degree`` equal chunks."""
+    part = 1.0 / degree
+    launched = [*triple.computed(), *triple.dispatch(part), *triple.arrived()]
+    for chunk in range(degree):
+        more = chunk + 1 < degree
+        launched += triple.dispatch(part) if more else []
+        launched += triple.experts(part)
+        launched += triple.arrived() if more else []
+        launched += [*triple.computed(), *triple.combine(part)]
+    return [*launched, *triple.arrived()]
