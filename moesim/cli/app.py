@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "run": "Simulate one scenario.",
     "whatif": "Vary scenario fields and tabulate what changes.",
     "place": "Place the experts of a routing trace on ranks, with a proven bound.",
+    "offload": "Bits of experts, bounds of streamed weights, models in turn.",
     "placement": "What replicas, rebalancing and run-time splits are worth.",
     "capture": "Capture the routing of a real model (needs the capture extra).",
     "trace": "Convert, show, measure, fit, generate, transform and slice routing traces.",

@@ -8,7 +8,13 @@ sections (SE-MoE), tasks grouped by model (Symbolic-MoE).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from moesim.errors import InputError
+from moesim.model.dtypes import Dtypes, bytes_per_element
+from moesim.model.layer_ops import forward_flops_per_token
+from moesim.model.parameters import kv_bytes_per_token, weight_bytes
+from moesim.model.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +174,95 @@ def grouped_makespan_s(
     return max(free)
 
 
+def sequential_loads(choices: Sequence[Sequence[int]]) -> int:
+    """Loads sample by sample: whenever another model was there before."""
+    order = [model for chosen in choices for model in chosen]
+    return sum(model != before for model, before in zip(order, [-1, *order], strict=False))
+
+
 def sequential_makespan_s(choices: Sequence[Sequence[int]], *, load_s: float, run_s: float) -> float:
-    """The same sample by sample: a model is loaded whenever another one was there before."""
-    total, there = 0.0, -1
-    for chosen in choices:
-        for model in chosen:
-            total += run_s + (load_s if model != there else 0.0)
-            there = model
-    return total
+    """The same sample by sample."""
+    return sequential_loads(choices) * load_s + sum(len(chosen) for chosen in choices) * run_s
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedBounds:
+    """Upper bounds of a model whose weights all pass the link each pass (MoE-Lens).
+
+    Attributes
+    ----------
+    weight_bytes, pass_s : float
+        What passes, and how long it takes. [bytes], [s]
+    saturating_tokens : float
+        Tokens of a pass that keep the device as long as the link. [tokens]
+    cpu_attention_s : float
+        Reading every cached key and value once, with the weights from the same memory. [s]
+    overlapped_tokens_per_s, separate_tokens_per_s : float
+        Generated tokens with prefill and decode mixed in a pass, and batch after batch. [tokens/s]
+    """
+
+    weight_bytes: float
+    pass_s: float
+    saturating_tokens: float
+    cpu_attention_s: float
+    overlapped_tokens_per_s: float
+    separate_tokens_per_s: float
+
+    def metrics(self) -> dict[str, dict[str, float | str]]:
+        """Values and units by name."""
+        units = {"bytes": "bytes", "per_s": "tokens_per_s", "tokens": "tokens"}
+        return {
+            name: {
+                "value": value,
+                "unit": next((unit for end, unit in units.items() if name.endswith(end)), "s"),
+            }
+            for name, value in asdict(self).items()
+        }
+
+
+def streamed_bounds(
+    model: ModelSpec,
+    dtypes: Dtypes,
+    *,
+    flops_per_s: float,
+    link_bytes_per_s: float,
+    host_bytes_per_s: float,
+    prompt: int,
+    generated: int,
+    kv_capacity_bytes: float,
+) -> StreamedBounds:
+    """Bounds of a model on a device, a link and a host memory; see :class:`StreamedBounds`.
+
+    Raises
+    ------
+    InputError
+        A model without routed experts.
+    """
+    if not model.moe_layers:
+        raise InputError.at("model", model.name, "a model with routed experts")
+    weights = weight_bytes(model, dtypes)
+    capacity = kv_capacity_bytes / kv_bytes_per_token(model, dtypes.kv)
+    attention_s = (kv_capacity_bytes + weights) / host_bytes_per_s
+    # the link waits for the CPU where attention is longer
+    pass_s = max(weights / link_bytes_per_s, attention_s)
+    rates = {
+        "prompt": prompt,
+        "generated": generated,
+        "kv_capacity_tokens": capacity,
+        "pass_s": pass_s,
+        "device_tokens_per_s": flops_per_s / forward_flops_per_token(model, prompt),
+    }
+    return StreamedBounds(
+        weights,
+        pass_s,
+        saturating_tokens(
+            flops_per_s=flops_per_s,
+            link_bytes_per_s=link_bytes_per_s,
+            num_experts=model.num_experts,
+            top_k=model.top_k,
+            weight_bytes_each=bytes_per_element(dtypes.experts),
+        ),
+        attention_s,
+        overlapped_tokens_per_s(**rates),
+        separate_tokens_per_s(**rates),
+    )

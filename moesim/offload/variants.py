@@ -6,6 +6,7 @@ Pure formulas beside :class:`~moesim.model.spec.MoeSpec`, whose fields (``expert
 
 from __future__ import annotations
 
+from moesim.model.parameters import total_parameters
 from moesim.model.spec import ModelSpec
 
 BITS_PER_BYTE = 8
@@ -44,6 +45,36 @@ def mixed_size_bytes(
     scale = scale_bits / group if group else 0.0
     bits = expert_parameters * (expert_bits + scale) + other_parameters * (other_bits + scale)
     return (bits + 16 * table_parameters) / BITS_PER_BYTE
+
+
+def mixed_model_bytes(model: ModelSpec, *, expert_bits: float, other_bits: float, group: int) -> float:
+    """Stored size of a model: experts of a mean width, the rest but the tables in another. [bytes]"""
+    experts, tables = expert_parameters(model), 2 * model.vocab_size * model.hidden_size
+    return mixed_size_bytes(
+        expert_parameters=experts,
+        expert_bits=expert_bits,
+        other_parameters=total_parameters(model) - experts - tables,
+        other_bits=other_bits,
+        table_parameters=tables,
+        group=group,
+    )
+
+
+def activated_size_bytes(model: ModelSpec, *, expert_bits: float, other_bits: float, group: int) -> float:
+    """Weights that a token passes through, without embedding and head. [bytes]"""
+    chosen = sum(
+        layer.moe.top_k * layer.moe.expert_parameters(model.hidden_size)
+        for layer in model.layers
+        if layer.moe is not None
+    )
+    tables = 2 * model.vocab_size * model.hidden_size
+    return mixed_size_bytes(
+        expert_parameters=chosen,
+        expert_bits=expert_bits,
+        other_parameters=total_parameters(model) - expert_parameters(model) - tables,
+        other_bits=other_bits,
+        group=group,
+    )
 
 
 def true_expert_fraction(weight: float, ffn_experts: int, zero_experts: int) -> float:

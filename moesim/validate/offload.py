@@ -15,7 +15,7 @@ def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
     data = published("offload").data
     tell = progress or (lambda _: None)
     tell("sizes, balance points, saturation")
-    found = exact_claims(data)
+    found = exact_claims(data, seed)
     found += measured_claims(seed)
     found += hit_claims(data, seed, tell)
     return [*found, *speedup_claims(data, seed, tell), *token_claims(data, seed, tell)]
