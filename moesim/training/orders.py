@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
@@ -16,6 +16,9 @@ from moesim.training.schedules.base import Geometry, Orders, Pass, Schedule, Tas
 
 Deed: TypeAlias = tuple[str, int, int]
 """Forward, input gradient or weight gradient (``F``, ``B``, ``W``), microbatch, part of the model."""
+
+Done: TypeAlias = list[list[tuple[Deed, ...]]]
+"""Deeds of every task of every stage, in launch order."""
 
 SHOWN = 8
 """Problems of an order that are told; a wrong schedule has them by the hundred."""
@@ -33,6 +36,8 @@ class Placed:
         Who does it.
     task : Task
         What.
+    deeds : tuple of (str, int, int)
+        What it does.
     needs : tuple of (str, int, int)
         Deeds of other stages whose results it waits for.
     """
@@ -40,11 +45,12 @@ class Placed:
     level: int
     stage: int
     task: Task
+    deeds: tuple[Deed, ...]
     needs: tuple[Deed, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class PassSequence:
     """Tasks of all stages in an order that keeps every dependency.
 
     Attributes
@@ -72,15 +78,14 @@ class Sequence:
         return int(self.parts.max()) + 1
 
 
-def deeds(task: Task) -> Iterator[tuple[str, int, int]]:
-    """What a task does: forward, input gradient, weight gradient of a microbatch and *chunk*."""
-    for name, what in (("F", task.forward), ("B", task.backward), ("W", task.weights)):
-        if what is not None:
-            yield name, *what
+def deeds(task: Task, parts: Sequence[int]) -> tuple[Deed, ...]:
+    """What a task does, in the order of Deed's names, on a stage whose chunks are ``parts`` of the model."""
+    named = (("F", task.forward), ("B", task.backward), ("W", task.weights))
+    return tuple((name, what[0], parts[what[1]]) for name, what in named if what is not None)
 
 
 @lru_cache(maxsize=64)
-def sequence(schedule: Schedule, geometry: Geometry) -> Sequence:
+def sequence(schedule: Schedule, geometry: Geometry) -> PassSequence:
     """The schedule's tasks in a sequence that can run.
 
     Raises
@@ -91,24 +96,17 @@ def sequence(schedule: Schedule, geometry: Geometry) -> Sequence:
     """
     check(schedule, geometry)
     orders = schedule.orders(geometry)
-    shape = (geometry.num_stages, geometry.num_chunks)
-    parts = np.array([[schedule.part_of(s, c, geometry) for c in range(shape[1])] for s in range(shape[0])])
-    stage_of = _stages_of_deeds(orders, parts, geometry, num_parts(schedule, geometry))
-    return Sequence(_in_sequence(orders, parts, stage_of), stage_of, parts)
+    chunks = range(geometry.num_chunks)
+    parts = [[schedule.part_of(s, c, geometry) for c in chunks] for s in range(geometry.num_stages)]
+    done = [[deeds(task, own) for task in tasks] for tasks, own in zip(orders, parts, strict=True)]
+    stage_of = _stages_of_deeds(done, geometry, num_parts(schedule, geometry))
+    return PassSequence(_in_sequence(orders, done, stage_of), stage_of, np.array(parts))
 
 
-def _stages_of_deeds(
-    orders: Orders, parts: NDArray[np.int64], geometry: Geometry, count: int
-) -> dict[Deed, int]:
+def _stages_of_deeds(done: Done, geometry: Geometry, count: int) -> dict[Deed, int]:
     """Which stage does each deed, after making sure that each is done once and at one place."""
-    found: Counter[Deed] = Counter()
-    place: dict[Deed, int] = {}
-    for stage, tasks in enumerate(orders):
-        for task in tasks:
-            for name, microbatch, chunk in deeds(task):
-                deed = (name, microbatch, int(parts[stage, chunk]))
-                found[deed] += 1
-                place[deed] = stage
+    found = Counter(deed for tasks in done for own in tasks for deed in own)
+    place = {deed: stage for stage, tasks in enumerate(done) for own in tasks for deed in own}
     wanted = {
         (name, microbatch, part)
         for name in "FBW"
@@ -128,50 +126,42 @@ def _stages_of_deeds(
     return place
 
 
-def _needs(task: Task, parts: NDArray[np.int64], last: int) -> Iterator[Deed]:
-    """Deeds that must be done before a task, wherever they are; ``parts`` are those of its stage."""
-    for name, microbatch, chunk in deeds(task):
-        part = int(parts[chunk])
+def _needs(done: tuple[Deed, ...], last: int) -> Iterator[Deed]:
+    """Deeds that must be done before those of one task, wherever they are."""
+    for name, microbatch, part in done:
         if name == "F" and part > 0:
             yield "F", microbatch, part - 1
         elif name == "B":
             yield "F", microbatch, part
             if part < last:
                 yield "B", microbatch, part + 1
-        elif name == "W" and task.kind is Pass.WEIGHT_GRADIENT:
+        elif name == "W" and len(done) == 1:
             yield "B", microbatch, part
 
 
-def _in_sequence(orders: Orders, parts: NDArray[np.int64], stage_of: dict[Deed, int]) -> tuple[Placed, ...]:
+def _in_sequence(orders: Orders, done: Done, stage_of: dict[Deed, int]) -> tuple[Placed, ...]:
     """Tasks at the earliest level that dependencies allow: stages go on as far as they can, in turn."""
     level_of: dict[Deed, int] = {}
     level, at = [-1] * len(orders), [0] * len(orders)
-    last = int(parts.max())
-    needs = [[tuple(_needs(task, parts[s], last)) for task in tasks] for s, tasks in enumerate(orders)]
+    last = max(part for _, _, part in stage_of)
+    needs = [[tuple(_needs(own, last)) for own in tasks] for tasks in done]
     placed: list[Placed] = []
     moved = True
     while moved:
         moved = False
         for stage, tasks in enumerate(orders):
             while at[stage] < len(tasks) and all(deed in level_of for deed in needs[stage][at[stage]]):
-                task, needed = tasks[at[stage]], needs[stage][at[stage]]
+                own, needed = done[stage][at[stage]], needs[stage][at[stage]]
                 level[stage] = 1 + max(level[stage], *(level_of[deed] for deed in needed), -1)
                 remote = tuple(deed for deed in needed if stage_of[deed] != stage)
-                placed.append(Placed(level[stage], stage, task, remote))
-                for name, microbatch, chunk in deeds(task):
-                    level_of[name, microbatch, int(parts[stage, chunk])] = level[stage]
+                placed.append(Placed(level[stage], stage, tasks[at[stage]], own, remote))
+                level_of.update(dict.fromkeys(own, level[stage]))
                 at[stage] += 1
                 moved = True
     stuck = [stage for stage, tasks in enumerate(orders) if at[stage] < len(tasks)]
     if stuck:
-        raise InputError(
-            [
-                Problem(
-                    "schedule", _stuck(stage, orders[stage][at[stage]], needs[stage][at[stage]], level_of)
-                )
-                for stage in stuck[:SHOWN]
-            ]
-        )
+        texts = [_stuck(s, orders[s][at[s]], needs[s][at[s]], level_of) for s in stuck]
+        raise InputError([Problem("schedule", text) for text in _few(texts)])
     return tuple(sorted(placed, key=lambda p: (p.level, p.stage)))
 
 

@@ -85,7 +85,7 @@ def simulate_pipeline(schedule: Schedule, geometry: Geometry, times: PassTimes) 
         If the schedule cannot have this geometry, stages wait for each other, or passes have no times.
     """
     seconds = checked(times, sequence(schedule, geometry).kinds, geometry)
-    piped, compiled = _compiled(schedule, geometry, times.options(seconds.num_replicas))
+    piped, program = compiled(schedule, geometry, times.options(seconds.num_replicas))
     passes = passes_ps(piped, geometry, seconds)
     rows = rows_ps(piped, seconds, passes)
     Durations.from_rows(rows)  # makes sure that they are within the clock's range
@@ -97,7 +97,7 @@ def simulate_pipeline(schedule: Schedule, geometry: Geometry, times: PassTimes) 
             row if spec.work in counted else nothing for spec, row in zip(piped.rows, rows, strict=True)
         )
         return to_seconds(
-            vector.run(compiled, Durations(seconds.num_samples, tuple(counted_rows))).makespan_ps
+            vector.run(program, Durations(seconds.num_samples, tuple(counted_rows))).makespan_ps
         )
 
     passes_s = reached = makespan_s()
@@ -158,8 +158,9 @@ def _spans(piped: PipelineProgram, recorded: Recorded, num_replicas: int) -> lis
 
 
 @lru_cache(maxsize=64)
-def _compiled(
+def compiled(
     schedule: Schedule, geometry: Geometry, options: Options
 ) -> tuple[PipelineProgram, vector.Compiled]:
+    """Program of a pipeline, ready for any times; kept for the next call."""
     piped = build(sequence(schedule, geometry), options)
     return piped, vector.compile(piped.program)

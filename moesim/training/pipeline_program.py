@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from moesim.engine.program import Instruction, Meet, Part, Program, RankIndex, Receive, Run, Send, Wait
 from moesim.evidence import Estimate, Grade
-from moesim.training.orders import Deed, Placed, Sequence, deeds
+from moesim.training.orders import Deed, PassSequence, Placed
 from moesim.training.schedules.base import Pass, Task
 
 PASSES, UP, DOWN, GATHER, REDUCE, UPDATE = STREAMS = ("passes", "up", "down", "gather", "reduce", "update")
@@ -123,13 +123,13 @@ class PipelineProgram:
 
 
 def build(
-    sequence: Sequence, options: Options, *, one_by_one: bool = False, grade: Grade = "assumed"
+    sequence: PassSequence, options: Options, *, one_by_one: bool = False, grade: Grade = "assumed"
 ) -> PipelineProgram:
     """Program of a sequence of passes.
 
     Parameters
     ----------
-    sequence : Sequence
+    sequence : PassSequence
         From :func:`moesim.training.orders.sequence`.
     options : Options
         Replicas and overlap.
@@ -150,7 +150,7 @@ def build(
     )
 
 
-def _columns(sequence: Sequence, slot_of: list[int]) -> dict[Pass, Columns]:
+def _columns(sequence: PassSequence, slot_of: list[int]) -> dict[Pass, Columns]:
     rows: dict[Pass, list[tuple[int, ...]]] = {}
     for slot, placed in zip(slot_of, sequence.placed, strict=True):
         task = placed.task
@@ -163,7 +163,7 @@ def _columns(sequence: Sequence, slot_of: list[int]) -> dict[Pass, Columns]:
 class _Emitter:
     """Instructions in program order, and what is under way between them."""
 
-    sequence: Sequence
+    sequence: PassSequence
     options: Options
     named: bool
     grade: Grade
@@ -309,10 +309,7 @@ class _Emitter:
 
     def _results(self, placed: Placed) -> Iterable[Deed]:
         """What other stages need from a task."""
-        for kind, microbatch, chunk in deeds(placed.task):
-            deed = (kind, microbatch, int(self.sequence.parts[placed.stage, chunk]))
-            if deed in self.receivers:
-                yield deed
+        return (deed for deed in placed.deeds if deed in self.receivers)
 
     def _count_weights(self, placed: Placed) -> None:
         """Reduce the gradients of a part when its last holder has finished them."""

@@ -27,8 +27,8 @@ def test_every_pass_once_and_after_what_it_needs(name, half_stages, rounds):
     done = set()
     last = found.num_parts - 1
     for placed in found.placed:
-        for kind, microbatch, chunk in deeds(placed.task):
-            part = int(found.parts[placed.stage, chunk])
+        assert placed.deeds == deeds(placed.task, found.parts[placed.stage].tolist())
+        for kind, microbatch, part in placed.deeds:
             if kind == "F":
                 assert part == 0 or ("F", microbatch, part - 1) in done
             elif kind == "B":
