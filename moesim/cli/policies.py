@@ -50,7 +50,8 @@ def _import_registries() -> None:
     import moesim.steps.overlap  # noqa: PLC0415
     import moesim.traces.formats  # noqa: PLC0415
     import moesim.traces.generators  # noqa: PLC0415
-    import moesim.traces.transforms  # noqa: F401, PLC0415
+    import moesim.traces.transforms  # noqa: PLC0415
+    import moesim.training.schedules.base  # noqa: F401, PLC0415
 
 
 def _summary(cls: type) -> str:

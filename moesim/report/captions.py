@@ -16,6 +16,9 @@ EVEN = 1.01
 """Loads within this factor of their mean are told as even."""
 
 
+TOLD_GAP = 0.03
+"""Stages that compute less than this below their mean are not told."""
+
 OWN_WORK = {"compute", "cpu_compute", "pim_compute", "idle"}
 """Kinds of operations that move nothing between places."""
 
@@ -127,6 +130,19 @@ def memory(document: Document) -> str:
     ranks = fullest["ranks"]
     who = f"Ranks {ranks} use" if "-" in ranks else f"Rank {ranks} uses"
     return f"{who} {fmt_bytes(used)} of {fmt_bytes(view['capacity_bytes'])}"
+
+
+def pipeline(document: Document) -> str:
+    """Share of the step in which the stages compute, and who computes least."""
+    view = document["views"]["pipeline"]
+    busy = np.zeros(view["num_stages"])
+    for span in view["spans"]:
+        busy[span[0]] += span[-1] - span[-2]
+    share = 100 * busy / view["end_s"]
+    text = f"{len(busy)} stages, {view['num_microbatches']} microbatches: stages compute"
+    text += f" {share.mean():.0f} % of the step"
+    uneven = share.min() < (1 - TOLD_GAP) * share.mean()
+    return text + (f", stage {int(share.argmin())} only {share.min():.0f} %" if uneven else "")
 
 
 def _sentence(name: str) -> str:

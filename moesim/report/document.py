@@ -205,6 +205,9 @@ class Timeline(_Part):
     rows: list[Track]
 
 
+PASSES = ("F", "B", "W", "BW", "FB")
+"""Kinds of passes of a pipeline."""
+
 OF_A_SERVICE = ("good_fraction", "tokens_per_s_per_user", "output_tokens_per_s_per_device")
 """Metrics that pictures of a service state."""
 Curve = Annotated[list[Amount], Field(min_length=2)]
@@ -247,6 +250,28 @@ class Service(_Part):
         return self
 
 
+class Pipeline(_Part):
+    """Passes: stage, pass, microbatch, chunk, microbatch and chunk of the backward beside it, start, end."""
+
+    num_stages: Annotated[int, Field(gt=0)]
+    num_chunks: Annotated[int, Field(gt=0)]
+    num_microbatches: int
+    end_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    spans: list[Annotated[list[Any], Field(min_length=8, max_length=8)]]
+
+    @model_validator(mode="after")
+    def _typed_spans(self) -> Self:
+        for stage, kind, *whose, start_s, end_s in self.spans:
+            places = all(type(number) is int for number in (stage, *whose))
+            times = all(isinstance(at, int | float) and isfinite(at) for at in (start_s, end_s))
+            known = kind in PASSES and 0 <= stage < self.num_stages and max(whose[1::2]) < self.num_chunks
+            if not (places and times and known):
+                got = str([stage, kind, *whose, start_s, end_s])[:60]
+                msg = f"got {got}; accepted: stage, {'/'.join(PASSES)}, two microbatches and chunks, times"
+                raise ValueError(msg)
+        return self
+
+
 class Views(_Part):
     """What only some runs have."""
 
@@ -258,6 +283,7 @@ class Views(_Part):
     links: Links | None = None
     comparison: list[Placement] = []
     timeline: Timeline | None = None
+    pipeline: Pipeline | None = None
 
 
 class Source(_Part):
