@@ -37,7 +37,7 @@ CAPTIONS = {
     "batches": "Mean number of requests in the batch of each instance.",
     "breakdown": "Critical path of the median routed batch: the operations that, in turn, take the step.",
     "sensitivity": "The same run with one property changed at a time.",
-    "pipeline": "One replica in the median sample; numbers are microbatches, halves of a box run side by side.",
+    "pipeline": "One replica of the median sample; numbers are microbatches, halves of a box run together.",
     "cache_curve": "Every point a run with another cache and everything else equal.",
     "lanes": "In-order queues of the machine over the whole run, caches filling included.",
     "expert_load": "Mean tokens of each expert in a step, every layer sorted on its own.",

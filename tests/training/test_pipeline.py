@@ -82,11 +82,13 @@ def test_bubble_of_dualpipe(half_stages, more, forward, weight, hidden):
     times = equal_times(forward, forward, weight, pair)
     assert idle_s("dualpipe", geometry, times, half_stages - 1) == expected
     assert idle_s("dualpipe", geometry, times, half_stages) == expected
+    folded = Geometry(half_stages, geometry.num_microbatches, 2)
+    assert idle_s("dualpipe_v", folded, times, half_stages - 1) == expected
 
 
 @given(st.integers(1, 5), st.integers(0, 3), WHOLE_S)
 @settings(max_examples=15, deadline=None)
-def test_bubbles_of_v_shapes_with_equal_passes(num_stages, more, seconds):
+def test_zb_v_with_equal_passes_idles_only_before_its_first(num_stages, more, seconds):
     geometry = Geometry(num_stages, 2 * num_stages + more, 2)
     times = equal_times(seconds, seconds, seconds)
     assert (
