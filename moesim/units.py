@@ -12,11 +12,20 @@ from collections.abc import Callable
 KB, MB, GB, TB = 1e3, 1e6, 1e9, 1e12
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 NS, US, MS = 1e-9, 1e-6, 1e-3
-MEGA, GIGA, TERA, PETA = 1e6, 1e9, 1e12, 1e15
+MEGA, GIGA, TERA, PETA, EXA, ZETTA = 1e6, 1e9, 1e12, 1e15, 1e18, 1e21
 PS_PER_S = 10**12
 """Integer picoseconds per second: the engine's clock."""
 
-_SI_PREFIXES = ((PETA, "P"), (TERA, "T"), (GIGA, "G"), (MEGA, "M"), (KB, "k"), (1.0, ""))
+_SI_PREFIXES = (
+    (ZETTA, "Z"),
+    (EXA, "E"),
+    (PETA, "P"),
+    (TERA, "T"),
+    (GIGA, "G"),
+    (MEGA, "M"),
+    (KB, "k"),
+    (1.0, ""),
+)
 _IEC_PREFIXES = ((TIB, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"), (1, "B"))
 _TIME_PREFIXES = ((1.0, "s"), (MS, "ms"), (US, "us"), (NS, "ns"))
 
