@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesim.errors import InputError
@@ -29,6 +29,7 @@ def _policy(name: str, **params: object) -> TripleOverlap:
     return triple_overlaps.build(name, params)
 
 
+@settings(deadline=None, max_examples=10)
 @given(SECONDS, st.lists(SECONDS, min_size=RANKS, max_size=RANKS), SECONDS)
 def test_no_policy_beats_the_longest_part_or_loses_to_none(
     there: float, each: list[float], back: float
@@ -41,8 +42,8 @@ def test_no_policy_beats_the_longest_part_or_loses_to_none(
         span = span_s(_policy(name), triple)
         assert span.shape == (RANKS,)
         assert span.max() >= max(experts.max(), there, back) * (1 - 1e-6)
-    assert span_s(_policy("chunked"), triple).max() <= plain.max() * (1 + 1e-6)
-    assert span_s(_policy("persistent"), triple).max() <= plain.max() * (1 + 1e-6)
+        if name != "fine_grained":
+            assert span.max() <= plain.max() * (1 + 1e-6)
 
 
 @pytest.mark.parametrize("degree", [1, 2, 4, 8])

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import numpy as np
@@ -55,19 +54,13 @@ class FineGrained:
     def _kernel(self, triple: Triple, exchange: Estimate, compute: Estimate) -> Estimate:
         """Time of one fused kernel with the given, or the best, number of communicating processors."""
         if self.communicating_sms is not None:
-            return self._with(triple, exchange, compute, min(self.communicating_sms, triple.num_sms - 1))
-        return quickest(
-            lambda sms: self._with(triple, exchange, compute, sms), range(SM_STEP, triple.num_sms, SM_STEP)
-        )
-
-    def _with(self, triple: Triple, exchange: Estimate, compute: Estimate, sms: int) -> Estimate:
-        moving = stretched(exchange, max(1.0, triple.exchange_sms / sms))
-        computing = stretched(compute, triple.num_sms / (triple.num_sms - sms))
+            sms = np.array([min(self.communicating_sms, triple.num_sms - 1)])
+        else:
+            sms = np.arange(SM_STEP, triple.num_sms, SM_STEP)
+        moving = np.outer(np.maximum(1.0, triple.exchange_sms / sms), exchange.seconds)
+        computing = np.outer(triple.num_sms / (triple.num_sms - sms), compute.seconds)
         # one tile of the shorter side lies before or after everything else
-        edge = np.minimum(moving.seconds, computing.seconds) / self.tiles
-        return stretched(longest(moving, computing), 1.0, edge)
-
-
-def quickest(time: Callable[[int], Estimate], choices: range) -> Estimate:
-    """Least of the longest ranks' times over the choices."""
-    return min((time(choice) for choice in choices), key=lambda one: float(np.max(one.seconds)))
+        seconds = np.maximum(moving, computing) + np.minimum(moving, computing) / self.tiles
+        best = seconds[seconds.max(axis=1).argmin()]
+        shape = np.broadcast_shapes(np.shape(exchange.seconds), np.shape(compute.seconds))
+        return replace(longest(exchange, compute), seconds=best.reshape(shape))

@@ -1,0 +1,1 @@
+"""Schedules and layouts of single papers that are models of their own."""
