@@ -1,8 +1,8 @@
 """FSMoE: an expert layer on three resources, its four regimes, and gradients in the gaps (arXiv:2501.10714).
 
 Between nodes run the exchanges of tokens and the all-reduce of gradients, inside a node the all-gather and
-reduce-scatter of expert shards, on the device the experts. Every task of a chunk takes ``start + size / degree *
-rate``. All functions are vectorised over layers: sizes and times are ``(layer,)``.
+reduce-scatter of expert shards, on the device the experts. Every task of a chunk takes
+``start + size / degree * rate``. All functions are vectorised over layers: sizes and times are ``(layer,)``.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _regime(chunk: Chunk) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray
 def one_channel(chunk: Chunk) -> Floats:
     """Time of a pass whose communication shares one channel beside the experts (Tutel with PipeMoE). [s]
 
-    The channel carries dispatch and gather of all chunks, then scatter and combine of each as its experts end.
+    The channel carries dispatch and gather of all chunks, then scatter and combine of each once its experts
+    are done.
     """
     into, back = chunk.exchange + chunk.gather, chunk.scatter + chunk.exchange
     channel = np.zeros_like(into)
@@ -165,9 +166,9 @@ class Schedules:
 def schedules(layers: Layers, machine: Machine, degrees: Sequence[int]) -> Schedules:
     """Forward and backward pass of each layer under four schedules.
 
-    Tutel takes one degree for both passes and reduces gradients at the end; Tutel-Improved reduces them beside
-    the dense part; FSMoE-No-IIO takes a degree for each pass and puts what is left into the expert part, FSMoE
-    in addition lets the two networks run beside one another.
+    Tutel takes one degree for both passes and reduces gradients at the end; Tutel-Improved reduces them
+    beside the dense part; FSMoE-No-IIO takes a degree for each pass and puts what is left into the expert
+    part, FSMoE in addition lets the two networks run beside one another.
     """
     reduce_s = machine.all_reduce.seconds(layers.gradients)
     left_s = np.maximum(reduce_s - layers.dense_backward_s, 0.0)
@@ -176,8 +177,10 @@ def schedules(layers: Layers, machine: Machine, degrees: Sequence[int]) -> Sched
     shared = [[one_channel(chunk) for chunk in passes[b]] for b in (False, True)]
     tutel = np.min([there + back for there, back in zip(*shared, strict=True)], axis=0)
     # on one channel gradients find room while the experts alone are busy
-    idle = [np.maximum(time - chunk.degree * (2 * chunk.exchange + chunk.inside), 0.0)
-            for time, chunk in zip(shared[1], passes[True], strict=True)]
+    idle = [
+        np.maximum(time - chunk.degree * (2 * chunk.exchange + chunk.inside), 0.0)
+        for time, chunk in zip(shared[1], passes[True], strict=True)
+    ]
     own = np.min(
         [time + np.maximum(left_s - free, 0.0) for time, free in zip(shared[1], idle, strict=True)], axis=0
     )

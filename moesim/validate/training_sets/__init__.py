@@ -1,0 +1,1 @@
+"""Published claims about training, one paper or table a file."""
