@@ -46,11 +46,10 @@ class Chunked:
 def pipelined(triple: Triple, degree: int) -> list[Instruction]:
     """Instructions of ``degree`` equal chunks."""
     part = 1.0 / degree
-    launched = [*triple.computed(), *triple.dispatch(part), *triple.arrived()]
+    there, experts, back = triple.dispatch(part), triple.experts(part), triple.combine(part)
+    launched = [*triple.computed(), *there, *triple.arrived()]
     for chunk in range(degree):
-        more = chunk + 1 < degree
-        launched += triple.dispatch(part) if more else []
-        launched += triple.experts(part)
-        launched += triple.arrived() if more else []
-        launched += [*triple.computed(), *triple.combine(part)]
+        ahead = chunk + 1 < degree
+        launched += [*there, *experts, *triple.arrived()] if ahead else experts
+        launched += [*triple.computed(), *back]
     return [*launched, *triple.arrived()]
