@@ -1,14 +1,28 @@
-"""Published training: papers from their own constants."""
+"""Published training beside ours: papers from their own constants and set-ups."""
 
 from __future__ import annotations
 
 from moesim.validate.claims import Claim, Progress, published
+from moesim.validate.training_sets.comet import comet_claims
 from moesim.validate.training_sets.fsmoe import fsmoe_claims
+from moesim.validate.training_sets.papers import deepspeed_claims, flashmoe_claims, hecate_claims, lsh_claims
+from moesim.validate.training_sets.tutel import tutel_claims
 
 
-def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:  # noqa: ARG001 - nothing random yet
+def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
     """Every paper's claims."""
     data = published("training").data
     tell = progress or (lambda name: None)
-    tell("FSMoE")
-    return fsmoe_claims(data)
+    found: list[Claim] = []
+    for name, of in (
+        ("FSMoE", fsmoe_claims),
+        ("Tutel", tutel_claims),
+        ("Comet", comet_claims),
+        ("FlashMoE", flashmoe_claims),
+        ("LSH-MoE", lsh_claims),
+        ("DeepSpeed-MoE", deepspeed_claims),
+    ):
+        tell(name)
+        found += of(data)
+    tell("Hecate")
+    return found + hecate_claims(data, seed)

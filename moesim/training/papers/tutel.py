@@ -1,9 +1,9 @@
 """Tutel's switch of parallelism: one layout of weights, executed in any of several ways (arXiv:2206.03382).
 
-An expert's weights lie in shards on the ``ranks / experts`` ranks that share it. A degree ``r`` says how the ranks
-of an expert work: ``0``: every rank gathers all experts and keeps its tokens (data parallel); ``r >= 1``: tokens
-travel to experts, each repeated for ``r`` shards, and shards are gathered among ``ranks / experts / r`` ranks.
-Both are volumes a rank sends; no weight is moved by a switch.
+An expert's weights lie in shards on the ``ranks / experts`` ranks that share it. A degree ``r`` says how they
+work. ``0``: every rank gathers all experts and keeps its tokens (data parallel). ``r >= 1``: tokens travel to
+experts, each repeated for ``r`` shards, and shards are gathered among ``ranks / experts / r`` ranks. Both are
+volumes that a rank sends; no weight is moved by a switch.
 """
 
 from __future__ import annotations

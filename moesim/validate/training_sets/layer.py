@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.evidence import Estimate
-from moesim.hardware.schema import Cluster
+from moesim.hardware.schema import Cluster, Device
 from moesim.kernels.choose import cost_of
 from moesim.kernels.cost import KernelCost
 from moesim.kernels.histogram import ExpertLoad
@@ -28,6 +28,7 @@ Phase = Literal["dispatch", "combine"]
 class Machine:
     """The first ``num_ranks`` devices of a cluster: their kernels and links, built once for many layers."""
 
+    device: Device
     cost: KernelCost
     fabric: Fabric
     near: NDArray[np.float64]
@@ -37,7 +38,8 @@ class Machine:
         """Of a described cluster."""
         fabric = Fabric.of(cluster, num_ranks)
         members = np.bincount(fabric.domain)
-        return cls(cost_of(cluster.node.device), fabric, np.asarray(members[fabric.domain] - 1.0))
+        device = cluster.node.device
+        return cls(device, cost_of(device), fabric, np.asarray(members[fabric.domain] - 1.0))
 
     @property
     def num_ranks(self) -> int:

@@ -12,9 +12,9 @@ import numpy as np
 from moesim.files import Tree
 from moesim.hardware.load import load_cluster
 from moesim.hardware.schema import Cluster
-from moesim.network.fabric import roofline_efficiencies
 from moesim.model.dtypes import bytes_per_element
 from moesim.model.ops import Gemm, MemoryBound
+from moesim.network.fabric import roofline_efficiencies
 from moesim.training.overlaps import span_s, triple_overlaps
 from moesim.training.papers.tutel import degrees, volumes
 from moesim.validate.claims import Claim
@@ -121,7 +121,7 @@ class _Features:
 
 
 def _pipelining(given: Data, cluster: Cluster) -> list[Claim]:
-    """Mean gain of the best degree and exchange over degree 1 and linear exchange, least and most over scales."""
+    """Mean gain of the best degree and exchange over degree 1 and linear exchange, by scale."""
     s = given["pipelining"]
     policy = triple_overlaps.build("chunked", {"choices": tuple(given["degrees"])})
     plain = triple_overlaps.build("none")
