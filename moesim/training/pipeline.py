@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from moesim.engine import Durations, Program, Recorded, to_seconds, vector
+from moesim.engine.durations import Picoseconds
 from moesim.evidence import Grade
 from moesim.training.orders import sequence
 from moesim.training.pass_times import Floats, PassTimes, checked, passes_ps, rows_ps
@@ -19,6 +21,9 @@ __all__ = ["PassTimes", "PipelineRun", "RecordedPipeline", "record_pipeline", "s
 
 EXPOSED = (Work.SEND, Work.GATHER, Work.REDUCE, Work.UPDATE)
 """What is added to the passes one after another to see what it costs."""
+
+SAMPLES_AT_ONCE = 16
+"""More at a time would only take more memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,26 +94,49 @@ def simulate_pipeline(schedule: Schedule, geometry: Geometry, times: PassTimes) 
     passes = passes_ps(piped, geometry, seconds)
     rows = rows_ps(piped, seconds, passes)
     Durations.from_rows(rows)  # makes sure that they are within the clock's range
-    nothing = np.zeros((1, 1), dtype=np.int64)
-    counted = {Work.PASS}
-
-    def makespan_s() -> Floats:
-        counted_rows = (
-            row if spec.work in counted else nothing for spec, row in zip(piped.rows, rows, strict=True)
-        )
-        return to_seconds(
-            vector.run(program, Durations(seconds.num_samples, tuple(counted_rows))).makespan_ps
-        )
-
-    passes_s = reached = makespan_s()
-    exposed = {}
-    for work in EXPOSED:
-        counted.add(work)
-        there = any(row.any() for spec, row in zip(piped.rows, rows, strict=True) if spec.work is work)
-        later = makespan_s() if there else reached
-        exposed[str(work)], reached = later - reached, later
+    there = {spec.work for spec, row in zip(piped.rows, rows, strict=True) if row.any()}
+    joining = [work for work in EXPOSED if work in there]
+    reached_s = _makespans_s(program, piped, rows, joining, seconds.num_samples)
+    added_s = dict(zip(joining, np.diff(reached_s, axis=0), strict=True))
+    nothing_s = np.zeros(seconds.num_samples)
+    exposed = {str(work): added_s.get(work, nothing_s) for work in EXPOSED}
     busy = to_seconds(passes.sum(axis=0).transpose(0, 2, 1))
-    return PipelineRun(reached, passes_s, busy, exposed)
+    return PipelineRun(reached_s[-1], reached_s[0], busy, exposed)
+
+
+def _makespans_s(
+    program: vector.Compiled,
+    piped: PipelineProgram,
+    rows: Sequence[Picoseconds],
+    joining: Sequence[Work],
+    num_samples: int,
+) -> Floats:
+    """Makespans of the passes alone, and as each of ``joining`` joins them, ``(1 + joining, sample)``. [s]
+
+    All variants of some samples lie beside each other on the sample axis, and run at once.
+    """
+    count = 1 + len(joining)
+    joins_at = {work: at for at, work in enumerate(joining, 1)}
+    makespans = np.empty((count, num_samples), dtype=np.int64)
+    for first in range(0, num_samples, SAMPLES_AT_ONCE):
+        block = slice(first, min(first + SAMPLES_AT_ONCE, num_samples))
+        width = block.stop - first
+        known: dict[int, Picoseconds] = {}  # all messages share one row
+        for spec, row in zip(piped.rows, rows, strict=True):
+            if id(row) not in known:
+                own = row[block] if len(row) > 1 else row
+                known[id(row)] = _variants(own, joins_at.get(spec.work, 0), count, width)
+        stacked = Durations(count * width, tuple(known[id(row)] for row in rows))
+        makespans[:, block] = vector.run(program, stacked).makespan_ps.reshape(count, width)
+    return to_seconds(makespans)
+
+
+def _variants(row: Picoseconds, joins: int, count: int, width: int) -> Picoseconds:
+    """A row for ``count`` variants of ``width`` samples, 0 in those before the one where it joins."""
+    if len(row) == 1 and not joins:
+        return row
+    counts = (np.arange(count) >= joins).astype(np.int64)[:, np.newaxis, np.newaxis]
+    return np.asarray((counts * np.broadcast_to(row, (width, row.shape[1]))).reshape(count * width, -1))
 
 
 def record_pipeline(

@@ -10,6 +10,7 @@ from moesim.engine import Durations
 from moesim.engine.events import simulate
 from moesim.errors import InputError
 from moesim.evidence import rng_for
+from moesim.training import pipeline
 from moesim.training.orders import sequence
 from moesim.training.pass_times import checked, passes_ps, rows_ps
 from moesim.training.pipeline import PassTimes, record_pipeline, simulate_pipeline
@@ -166,14 +167,17 @@ def test_both_programs_and_both_interpreters_agree(name):
 
 def test_samples_and_replicas_are_independent_until_gradients_meet():
     schedule, geometry = schedules.build("1f1b"), Geometry(4, 8)
-    both = random_times(geometry, num_samples=3, num_replicas=2)
+    many = pipeline.SAMPLES_AT_ONCE + 3
+    both = random_times(geometry, num_samples=many, num_replicas=2, send_s=0.1, reduce_s=0.5)
     run = simulate_pipeline(schedule, geometry, both)
-    for sample in range(3):
+    for sample in (0, 1, many - 4, many - 1):
         alone = []
         for replica in range(2):
             seconds = {kind: values[sample, replica] for kind, values in both.seconds.items()}
-            alone.append(simulate_pipeline(schedule, geometry, PassTimes(seconds)).makespan_s[0])
-        assert run.makespan_s[sample] == max(alone)
+            own = PassTimes(seconds, send_s=0.1, reduce_s=0.5)
+            alone.append(simulate_pipeline(schedule, geometry, own))
+        assert run.makespan_s[sample] == max(one.makespan_s[0] for one in alone)
+        assert run.passes_s[sample] == max(one.passes_s[0] for one in alone)
 
 
 def test_stages_that_share_a_part_reduce_together():
