@@ -156,6 +156,21 @@ def _show_network(views: Mapping[str, Any]) -> None:
         )
         if links["sound_busiest_s"] is not None:
             note(f"with every part sound the busiest link is busy {fmt_seconds(links['sound_busiest_s'])}")
+    crowd = views.get("crowd")
+    if crowd:
+        rows = [
+            [
+                row["link"],
+                f"{100 * row['own_fraction']:.1f} %",
+                f"{100 * row['others_fraction']:.1f} %",
+                fmt_seconds(row["lost_s"]),
+            ]
+            for row in crowd["held_back"]
+        ]
+        heads = ["link", "used by the step", "by others", "waited for it"]
+        table("Links shared with others, one step", heads, rows, right=[1, 2, 3])
+        alone, beside = fmt_seconds(crowd["alone_s"]), fmt_seconds(crowd["beside_s"])
+        note(f"a step takes {beside} beside the traffic of others, {alone} alone")
 
 
 def write_run(outcome: AnyOutcome, folder: Path, timing: dict[str, Any] | None = None) -> list[Path]:

@@ -52,10 +52,14 @@ def _shape_problems(program: Program) -> Iterator[str]:
         yield f"num_ranks: got {program.num_ranks}; accepted: an integer >= 1"
     if not program.streams or len(set(program.streams)) != len(program.streams):
         yield f"streams: got {program.streams}; accepted: one or more distinct names"
+    for name in program.background:
+        yield from _stream_problems(program, "background", name)
 
 
 def _instruction_problems(program: Program, instruction: Instruction) -> Iterator[str]:
     yield from _stream_problems(program, "stream", instruction.stream)
+    if instruction.stream in program.background and not isinstance(instruction, Run):
+        yield f"stream: {instruction.stream!r} is background; accepted there: Run"
     for part in parts_of(instruction):
         yield from _part_problems(program.num_ranks, part)
     demand = demand_of(instruction)
@@ -65,6 +69,8 @@ def _instruction_problems(program: Program, instruction: Instruction) -> Iterato
         yield from _stream_problems(program, "on", instruction.on)
         if instruction.on == instruction.stream:
             yield f"on: {instruction.on!r} waits for itself"
+        if instruction.on in program.background:
+            yield f"on: {instruction.on!r} is background, which has no end; accepted: another stream"
 
 
 def _stream_problems(program: Program, field: str, name: str) -> Iterator[str]:
@@ -84,16 +90,18 @@ def _part_problems(num_ranks: int, part: Part) -> Iterator[str]:
 
 
 def _demand_problems(num_ranks: int, demand: Demand) -> Iterator[str]:
-    if demand.links.ndim != 2 or len(demand.links) != num_ranks or demand.rate.shape != (num_ranks,):
-        shapes = f"links {demand.links.shape} and rate {demand.rate.shape}"
-        yield f"demand: {shapes}; accepted: ({num_ranks}, most) and ({num_ranks},)"
+    shapes = {(num_ranks,), demand.links.shape}
+    if demand.links.ndim != 2 or len(demand.links) != num_ranks or demand.rate.shape not in shapes:
+        given = f"links {demand.links.shape} and rate {demand.rate.shape}"
+        yield f"demand: {given}; accepted: ({num_ranks}, most) and ({num_ranks},) or ({num_ranks}, most)"
         return
     if not (demand.capacity > 0).all():
         yield "demand: a link without capacity; accepted: above 0 (a dead link carries nothing: reroute)"
     if (demand.links >= len(demand.capacity)).any() or (demand.links < -1).any():
         most = len(demand.capacity) - 1
         yield f"demand: links {demand.links.min()} to {demand.links.max()}; accepted: -1 to {most}"
-    if not (demand.rate[(demand.links >= 0).any(axis=1)] > 0).all():
+    rate = demand.rate if demand.rate.ndim > 1 else demand.rate[:, None]
+    if not (np.broadcast_to(rate, demand.links.shape)[demand.links >= 0] > 0).all():
         yield "demand: a rate of 0 on some link; accepted: above 0"
 
 

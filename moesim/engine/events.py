@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from simpy import Environment, Event
 
-from moesim.engine.contention import Contention, Use
+from moesim.engine.contention import Contention, LinkUse, Use
 from moesim.engine.durations import Durations, Picoseconds
 from moesim.engine.links import match_messages
 from moesim.engine.program import (
@@ -93,14 +93,17 @@ class EventRun:
     clocks_ps : ndarray, ``(num_streams, num_ranks)``
         When each stream is through. [ps]
     makespan_ps : int
-        Latest of them. [ps]
+        Latest of them, those of the background left out. [ps]
     recorded : Recorded
-        Start and end of every instruction; one sample.
+        Start and end of every instruction; one sample. Of the background the last time around.
+    link_use : tuple of LinkUse
+        One for each capacity array that demands held.
     """
 
     clocks_ps: Picoseconds
     makespan_ps: int
     recorded: Recorded
+    link_use: tuple[LinkUse, ...] = ()
 
 
 class _Barrier:
@@ -149,14 +152,21 @@ def simulate(program: Program, durations: Durations, *, sample: int = 0) -> Even
     arbiter = Arbiter(env)
     size = len(program.instructions) * program.num_ranks
     starts, ends = [ABSENT] * size, [ABSENT] * size
-    elastic = _elastic(env, program, durations, sample)
-    processes = [
-        env.process(_walk(env, arbiter, rank, steps, (starts, ends), elastic))
-        for of_stream in _steps(env, program, durations, sample)
-        for rank, steps in enumerate(of_stream)
-        if steps
-    ]
-    env.run()
+    pools: dict[int, Contention] = {}
+    elastic = _elastic(env, program, durations, sample, pools)
+    processes = []
+    for name, of_stream in zip(program.streams, _steps(env, program, durations, sample), strict=True):
+        walk = _walk_on if name in program.background else _walk
+        started = [
+            env.process(walk(env, arbiter, rank, steps, (starts, ends), elastic))
+            for rank, steps in enumerate(of_stream)
+            if steps
+        ]
+        processes += started if walk is _walk else []
+    if program.background:
+        env.run(until=env.all_of(processes))
+    else:
+        env.run()
     if any(process.is_alive for process in processes):
         raise RuntimeError("a checked program came to a standstill: defect of the event interpreter")
     shape = (len(program.instructions), 1, program.num_ranks)
@@ -165,7 +175,23 @@ def simulate(program: Program, durations: Durations, *, sample: int = 0) -> Even
     for instruction, end_ps in zip(program.instructions, recorded.ends_ps[:, 0], strict=True):
         stream = program.streams.index(instruction.stream)
         np.maximum(clocks[stream], end_ps, out=clocks[stream])
-    return EventRun(clocks, int(clocks.max()), recorded)
+    own = [at for at, name in enumerate(program.streams) if name not in program.background]
+    return EventRun(
+        clocks, int(clocks[own].max()), recorded, tuple(pool.use_so_far() for pool in pools.values())
+    )
+
+
+def _walk_on(
+    env: Environment,
+    arbiter: Arbiter,
+    rank: int,
+    steps: list[_Step],
+    record: tuple[list[int], list[int]],
+    elastic: _Elastic,
+) -> Generator[Event, Any, None]:
+    """The process of a background stream: its instructions again and again."""
+    while any(duration_ps for _, _, duration_ps, _ in steps):
+        yield from _walk(env, arbiter, rank, steps, record, elastic)
 
 
 def _walk(
@@ -247,9 +273,10 @@ def _steps(env: Environment, program: Program, durations: Durations, sample: int
     return lists
 
 
-def _elastic(env: Environment, program: Program, durations: Durations, sample: int) -> _Elastic:
+def _elastic(
+    env: Environment, program: Program, durations: Durations, sample: int, pools: dict[int, Contention]
+) -> _Elastic:
     """What begins the work of every instruction that shares links, by where its times are recorded."""
-    pools: dict[int, Contention] = {}
     found: _Elastic = {}
     for index, instruction in enumerate(program.instructions):
         demand: Demand | None = demand_of(instruction)
@@ -264,7 +291,8 @@ def _elastic(env: Environment, program: Program, durations: Durations, sample: i
             members = ranks[labels == label]
             use = Use.of(demand.links[members], demand.rate[members])
             if use.links:
-                transfer = _Transfer(pool, use, {r: lasting[r] for r in members.tolist() if lasting[r]})
+                durations_ps = {r: lasting[r] for r in members.tolist() if lasting[r]}
+                transfer = _Transfer(pool, use, durations_ps, instruction.stream in program.background)
                 for rank in transfer.lasting:
                     found[index * program.num_ranks + rank] = partial(transfer.begin, rank)
     return found
@@ -277,11 +305,13 @@ class _Transfer:
     pool: Contention
     use: Use
     lasting: dict[int, int]
+    is_background: bool
     ends: dict[int, Event] = field(default_factory=dict)
 
     def begin(self, rank: int) -> Event:
-        if not self.ends:
-            events = self.pool.start(self.use, list(self.lasting.values()))
+        # a background transfer has one member, who begins it anew each time around
+        if not self.ends or self.is_background:
+            events = self.pool.start(self.use, list(self.lasting.values()), is_background=self.is_background)
             self.ends = dict(zip(self.lasting, events, strict=True))
         return self.ends[rank]
 

@@ -82,8 +82,9 @@ class Demand:
         Of each link, above 0; demands that meet on the links hold the same array. [bytes/s]
     links : ndarray of int, ``(num_ranks, most)``
         Links that each rank's transfer crosses, -1 to fill up.
-    rate : ndarray, ``(num_ranks,)``
-        What each uses of every such link at full speed, above 0 where there are links. [bytes/s]
+    rate : ndarray, ``(num_ranks,)`` or ``(num_ranks, most)``
+        What each uses at full speed of every such link, or of each of them; above 0 where there is a link.
+        [bytes/s]
     """
 
     capacity: NDArray[np.float64]
@@ -187,11 +188,15 @@ class Program:
         Names of the streams that every rank has.
     instructions : tuple of Run, Meet, Send, Receive or Wait
         In the order in which a host would issue them.
+    background : tuple of str
+        Streams of runs that begin anew whenever they are through, for as long as the other streams last:
+        traffic of others on the same links. Only the event interpreter accepts them.
     """
 
     num_ranks: int
     streams: tuple[str, ...]
     instructions: tuple[Instruction, ...]
+    background: tuple[str, ...] = ()
 
     def check(self) -> Program:
         """This program, after validation.

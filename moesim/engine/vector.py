@@ -147,7 +147,8 @@ def compile(program: Program) -> Compiled:  # noqa: A001 - what it does; used as
     """
     program.check()
     shared = sorted({i.resource.name for i in program.instructions if isinstance(i, Run) and i.resource})
-    shared += ["links"] if any(demand_of(i) is not None for i in program.instructions) else []
+    shares_links = bool(program.background) or any(demand_of(i) is not None for i in program.instructions)
+    shared += ["links"] if shares_links else []
     if shared:
         msg = (
             f"the program shares {', '.join(shared)}; the vector interpreter accepts no shared resources: "

@@ -45,6 +45,8 @@ def path_breakdown(
 ) -> list[Share]:
     """Seconds by operation along ``path``, longest first; they add up to the window.
 
+    The operations of an instruction share its time in proportion: what crowded links add is theirs.
+
     Parameters
     ----------
     program : Program
@@ -60,10 +62,12 @@ def path_breakdown(
         inside = min(step.end_ps, high) - max(step.start_ps, low)
         if inside <= 0:
             continue
-        scale = inside / (step.end_ps - step.start_ps)
-        for part in parts_of(program.instructions[step.instruction]):
-            row = part_ps(part)
-            seconds = float(to_seconds(row[0, step.rank if row.shape[1] > 1 else 0])) * scale
+        parts = parts_of(program.instructions[step.instruction])
+        rows = [part_ps(part) for part in parts]
+        lasting = [int(row[0, step.rank if row.shape[1] > 1 else 0]) for row in rows]
+        scale = inside / max(sum(lasting), 1) / PS_PER_S
+        for part, own_ps in zip(parts, lasting, strict=True):
+            seconds = own_ps * scale
             entry = totals.setdefault((part.name, part.kind, part.estimate.grade), [0.0, 0.0])
             entry[0] += seconds
             entry[1] = max(entry[1], part.estimate.sigma)

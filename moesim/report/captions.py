@@ -100,6 +100,17 @@ def links(document: Document) -> str:
     return text
 
 
+def crowd(document: Document) -> str:
+    """What others on the links cost, and the link where most of it was lost."""
+    view = document["views"]["crowd"]
+    longer = view["beside_s"] / view["alone_s"] - 1
+    text = f"The step takes {100 * longer:.1f} % longer beside the traffic of others"
+    worst = view["held_back"][0] if view["held_back"] else None
+    if worst and worst["lost_s"] > 0:
+        text += f"; it waited most for {worst['link']}"
+    return text
+
+
 def _busiest_port(pairs: NDArray[np.float64], scope: str) -> str:
     """Who sends or receives most, over the mean."""
     ports = {"sends": pairs.sum(axis=1), "receives": pairs.sum(axis=0)}

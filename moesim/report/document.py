@@ -166,6 +166,35 @@ class Links(_Part):
     blocks: list[LinkBlock]
 
 
+class CrowdBlock(_Part):
+    """Shares of the rate of every link of one kind that the step and that others used."""
+
+    label: str
+    own: Annotated[list[Amount], Field(min_length=1)]
+    others: list[Amount]
+
+    @model_validator(mode="after")
+    def _same_links(self) -> Self:
+        _check_lengths(self.own, self.others)
+        return self
+
+
+class HeldBack(_Part):
+    """A link and the time that the step waited for it."""
+
+    link: str
+    lost_s: Amount
+
+
+class Crowd(_Part):
+    """A step beside the traffic of others."""
+
+    alone_s: Annotated[Amount, Field(gt=0)]
+    beside_s: Amount
+    held_back: list[HeldBack]
+    blocks: list[CrowdBlock]
+
+
 class Placement(_Part):
     """Row of the placement comparison."""
 
@@ -281,6 +310,7 @@ class Views(_Part):
     rank_load: RankLoad | None = None
     traffic: Traffic | None = None
     links: Links | None = None
+    crowd: Crowd | None = None
     comparison: list[Placement] = []
     timeline: Timeline | None = None
     pipeline: Pipeline | None = None

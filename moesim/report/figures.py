@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from moesim.report.expert_figures import comparison, expert_load, rank_load, traffic
-from moesim.report.link_figures import links
+from moesim.report.link_figures import crowd, links
 from moesim.report.offload_figures import cache_curve, lanes
 from moesim.report.pipeline_figure import pipeline
 from moesim.report.serving_figures import batches, latency_curves, service_over_time
@@ -25,6 +25,7 @@ FIGURES: dict[str, Draw] = {
     "comparison": comparison,
     "traffic": traffic,
     "links": links,
+    "crowd": crowd,
     "pipeline": pipeline,
     "timeline": timeline,
     "memory": memory,

@@ -1,4 +1,4 @@
-"""Figure of the links: how long each is busy with a step's dispatch and combine, sound and with faults."""
+"""Figures of the links: how long each is busy with a step, sound and with faults, alone and beside others."""
 
 from __future__ import annotations
 
@@ -19,10 +19,29 @@ def links(document: Document) -> Figure | None:
     view = document["views"].get("links")
     if view is None or not view["blocks"]:
         return None
-    blocks = view["blocks"]
     panels = {"": "seconds"}
-    if all("sound_seconds" in block for block in blocks):
+    if all("sound_seconds" in block for block in view["blocks"]):
         panels = {"every part sound": "sound_seconds", "with the faults": "seconds"}
+    figure, bar, high = _strips(view["blocks"], panels)
+    time_axis(bar.ax.yaxis, high, "busy in a step")
+    title(figure, captions.links(document))
+    return figure
+
+
+@themed
+def crowd(document: Document) -> Figure | None:
+    """A strip a block of links, coloured by the share of its rate that the step and that others used."""
+    view = document["views"].get("crowd")
+    if view is None or not view["blocks"]:
+        return None
+    figure, bar, _ = _strips(view["blocks"], {"used by the step": "own", "by others": "others"})
+    bar.set_label("share of the reached rate")
+    title(figure, captions.crowd(document))
+    return figure
+
+
+def _strips(blocks: list[dict[str, Any]], panels: dict[str, str]) -> tuple[Figure, Any, float]:
+    """Figure with a column a panel (heading -> field of a block), its colour bar and the highest value."""
     figure, axes = new_figure(1.5 + 0.42 * len(blocks), len(blocks), len(panels), squeeze=False)
     high = max(max(block[name]) for block in blocks for name in panels.values())
     image: Any = None
@@ -41,6 +60,4 @@ def links(document: Document) -> Figure | None:
         axes[-1][column].set_xlabel("number of the link")
     bar = figure.colorbar(image, ax=list(axes.ravel()), pad=0.015)
     bar.outline.set_visible(False)
-    time_axis(bar.ax.yaxis, high, "busy in a step")
-    title(figure, captions.links(document))
-    return figure
+    return figure, bar, high

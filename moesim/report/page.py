@@ -24,7 +24,7 @@ CHAPTERS = {
     "Pipeline": ("pipeline",),
     "Experts near and far": ("cache_curve", "lanes"),
     "Experts and ranks": ("expert_load", "rank_load", "comparison"),
-    "Bytes between ranks": ("traffic", "links"),
+    "Bytes between ranks": ("traffic", "links", "crowd"),
     "Timeline": ("timeline",),
     "Memory": ("memory",),
 }
@@ -45,6 +45,8 @@ CAPTIONS = {
     "comparison": "How far the largest rank load is from what can be proven, and what that does to the step.",
     "traffic": "Dispatch and combine of one step from actual destinations, mean over routed batches.",
     "links": "Seconds that each link needs at its datasheet rate for those bytes, one strip a kind of link.",
+    "crowd": "Share of the rate that each link reaches, over one step of the median routed batch: what "
+    "the step itself moved, and what others moved on the same links.",
     "timeline": "Least busy, most busy and ranks between. The whole timeline is in timeline.json.gz "
     "(ui.perfetto.dev opens it).",
     "memory": "Memory ledger per rank; the line is the capacity of the device.",

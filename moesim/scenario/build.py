@@ -12,20 +12,15 @@ from numpy.typing import NDArray
 from moesim.errors import InputError, Problem
 from moesim.evidence import rng_for
 from moesim.files import Tree, find
-from moesim.hardware.schema import Cluster
-from moesim.kernels.choose import cost_of
-from moesim.kernels.cost import KernelCost
 from moesim.memory.ledger import Ledger, Occupancy
 from moesim.memory.remedy import Question
 from moesim.memory.remedy import check as check_memory
 from moesim.model import Dtypes, ModelSpec, from_hf
 from moesim.model.dtypes import bytes_per_element
 from moesim.model.ops import Segment
-from moesim.network.exchanges.base import Phase, exchanges
+from moesim.network.exchanges.base import Phase
 from moesim.network.exchanges.probe import Even, decided
-from moesim.network.fabric import AUTO, Communication, Fabric
-from moesim.network.faults import Faults
-from moesim.network.traffic import Deduplication
+from moesim.network.fabric import AUTO
 from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
 from moesim.placement import Placement, Solution, placement_methods
@@ -33,51 +28,13 @@ from moesim.placement import Problem as PlacementProblem
 from moesim.placement.knowledge import hops, traffic_parts
 from moesim.placement.registry import needs_of
 from moesim.placement.store import read_placement
+from moesim.scenario.machine import Machine, machine_of
 from moesim.scenario.resolve import Resolved
-from moesim.scenario.schema import NetworkSection, PlacementSection, Scenario
-from moesim.scenario.serving_schema import EngineSection
+from moesim.scenario.schema import PlacementSection, Scenario
 from moesim.scenario.traffic import Traffic, load_traffic, sample_tokens
-from moesim.serving.engine_cost import engine_cost
-from moesim.serving.profiles import load_profile
 from moesim.steps.layers import Lane, Stage, StageBuilder
 from moesim.steps.overlap import Overlap, overlap_policies
 from moesim.steps.routing import CopyTable, ExpertRanks, RoutedBatch, route
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What operations and bytes cost: the part of a scenario that a sensitivity replaces."""
-
-    cost: KernelCost
-    fabric: Fabric
-
-
-def machine_of(
-    cluster: Cluster,
-    num_ranks: int,
-    network: NetworkSection | None = None,
-    faults: Faults | None = None,
-    engine: EngineSection | None = None,
-) -> Machine:
-    """Costs and link classes of the first ``num_ranks`` devices of a cluster.
-
-    With an engine named, operations are its kernels, in captured graphs; else the best fitted ones.
-    """
-    device = cluster.node.device
-    cost = cost_of(device)
-    if engine is not None:
-        cost = engine_cost(device, load_profile(engine.name, engine.version, where="engine").kernels)
-    section = network or NetworkSection()
-    communication = Communication(**section.model_dump() | {"deduplicate": deduplication_of(section)})
-    return Machine(cost, Fabric.of(cluster, num_ranks, communication, faults))
-
-
-def deduplication_of(section: NetworkSection) -> Deduplication:
-    """What is sent once: as asked, else as the named exchange does, else once a rank."""
-    if section.deduplicate != "auto":
-        return section.deduplicate
-    known = section.exchange in exchanges.names()
-    return exchanges.classes[section.exchange].deduplicates if known else "rank"
 
 
 @dataclass(frozen=True)
@@ -180,6 +137,7 @@ class Built:
                 fabric=machine.fabric,
                 num_ranks=plan.num_devices,
                 num_slots=self.num_slots,
+                links=machine.links,
             )
             for index, own in enumerate(layers)
         ]
@@ -376,6 +334,8 @@ class _Router:
         self.shared_loads = (
             partial(fabric.topology.shared_loads, ranks=ranks) if len(fabric.topology.shared) else None
         )
+        links = built.machine.links
+        self.link_loads = None if links is None else partial(links.layer_loads, ranks=ranks)
         self.ranks = ExpertRanks(built.plan.ep_rank(), domain, placement.num_slots)
 
     def route(self, ids: NDArray[np.int64] | None, start: int, stop: int) -> RoutedBatch:
@@ -388,4 +348,5 @@ class _Router:
         source = group * plan.tp + position % plan.tp
         flat = grouped.reshape(-1, *grouped.shape[2:])
         deduplicate = self.built.machine.fabric.communication.deduplicate
-        return route(flat, source, self.table, self.ranks, deduplicate, self.shared_loads)
+        loads = self.shared_loads, self.link_loads
+        return route(flat, source, self.table, self.ranks, deduplicate, *loads)

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from moesim.engine.critical_path import critical_path
 from moesim.metrics.breakdown import evidence_shares, path_breakdown
 from moesim.scenario.build import Built, build, routed_lanes
+from moesim.scenario.crowd_view import crowd_view
 from moesim.scenario.link_views import Stages, algorithms_view, links_view
 from moesim.scenario.numbers import metrics_of
 from moesim.scenario.offload import OffloadOutcome, run_offload
@@ -99,7 +100,7 @@ def run_built(built: Built) -> Outcome:
         evidence={str(grade): share for grade, share in evidence_shares(breakdown).items()},
         sensitivity=changes,
         memory=memory_view(built),
-        views=_views(built, batches, simulated.median),
+        views=_views(built, batches, simulated),
         sources=sources_of(built),
         inputs=inputs_of(_files(built)),
         warnings=_warnings(built),
@@ -107,11 +108,13 @@ def run_built(built: Built) -> Outcome:
     return Outcome(result, built, simulated)
 
 
-def _views(built: Built, batches: Sequence[Stages], median: int) -> dict[str, Any]:
-    links = links_view(built, batches)
-    algorithms = algorithms_view(built, batches[median])
-    network = ({} if links is None else {"links": links}) | ({"algorithms": algorithms} if algorithms else {})
-    return routing_views(built, batches) | network
+def _views(built: Built, batches: Sequence[Stages], simulated: Simulated) -> dict[str, Any]:
+    network = {
+        "links": links_view(built, batches),
+        "crowd": crowd_view(built, simulated),
+        "algorithms": algorithms_view(built, batches[simulated.median]),
+    }
+    return routing_views(built, batches) | {name: view for name, view in network.items() if view}
 
 
 def _answer(built: Built, metrics: dict[str, Metric], headline: str) -> str:

@@ -11,6 +11,7 @@ from moesim.hardware.schema import Cluster
 from moesim.memory.ledger import RESERVED_FRACTION
 from moesim.model.dtypes import Dtypes as ModelDtypes
 from moesim.network.faults import Faults
+from moesim.scenario.background_schema import BackgroundFlow
 from moesim.scenario.serving_schema import EngineSection, ServingSection, WorkloadSection
 
 
@@ -140,6 +141,9 @@ class NetworkSection(Strict):
     )
     payload_ratio: float = Field(
         1.0, gt=0, le=1, description="bytes sent over bytes of the tokens; below 1 where they are compressed"
+    )
+    background: dict[str, BackgroundFlow] = Field(
+        {}, description="traffic of others on the same links, by name; needs interpreter events"
     )
 
 
@@ -307,6 +311,12 @@ class Scenario(Strict):
         needed = "workload" if self.question == "serve" else "batch"
         if needed not in self.model_fields_set:
             message = f"{needed} is missing; accepted: a section {needed} (the question is {self.question})"
+            raise ValueError(message)
+        steps = self.question in {"decode_step", "prefill_step"}
+        if self.network.background and not (steps and self.interpreter == "events"):
+            asked = f"question {self.question} with interpreter {self.interpreter}"
+            accepted = "decode_step or prefill_step with interpreter: events (links are shared in time)"
+            message = f"network.background: got {asked}; accepted: {accepted}"
             raise ValueError(message)
         return self
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from moesim.hardware.schema import Cluster
 from moesim.kernels.histogram import ExpertLoad
 from moesim.network.traffic import PortTokens
-from moesim.scenario.build import Built, Machine, machine_of
+from moesim.scenario.build import Built
+from moesim.scenario.machine import Machine, machine_of
 from moesim.scenario.result import Sensitivity
 from moesim.scenario.simulate import times_of
 from moesim.steps.layers import Lane
@@ -82,6 +83,11 @@ def sensitivities(
         ranks, engine = built.plan.num_devices, scenario.named_engine
         sound = machine_of(scenario.cluster, ranks, scenario.network, engine=engine)
         found.append(("faults", "every part sound", _seconds(built, sound, lanes, of_latency)))
+    if built.machine.background is not None:
+        nobody = replace(built.machine, background=None)
+        found.append(
+            ("network.background", "nobody else on the links", _seconds(built, nobody, lanes, of_latency))
+        )
     if any(lane.routed is not None for stage in lanes for lane in stage):
         even = [[_balanced(lane) for lane in stage] for stage in lanes]
         seconds = _seconds(built, built.machine, even, of_latency)
@@ -107,7 +113,9 @@ def scaled(description: Any, path: Sequence[str], factor: float) -> Any:
 
 
 def _seconds(built: Built, machine: Machine, lanes: Sequence[Sequence[Lane]], of_latency: bool) -> float:
-    times = times_of(step_program(built.stages(machine), lanes, built.overlap), "vector")
+    interpreter = "vector" if machine.background is None else "events"
+    step = step_program(built.stages(machine), lanes, built.overlap)
+    times = times_of(step, interpreter, background=machine.background)
     return float((times.latency_s if of_latency else times.period_s)[0])
 
 

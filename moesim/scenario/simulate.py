@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.engine import events, vector
-from moesim.engine.durations import Durations, durations_ps
+from moesim.engine.contention import LinkUse
+from moesim.engine.durations import durations_ps
 from moesim.engine.program import Program
 from moesim.engine.spans import Recorded
 from moesim.evidence import draw_errors
+from moesim.scenario.background import Background, alone
 from moesim.scenario.build import Built
 from moesim.steps.layers import Lane
 from moesim.steps.program import StepProgram, step_program
@@ -51,6 +53,10 @@ class Simulated:
         The median batch's latency program and what each rank did when.
     median : int
         Which batch that is.
+    alone_s : float
+        Its latency if nobody else were on the links. [s]
+    link_use : LinkUse or None
+        What its latency program and the traffic of others made of the links; None without others.
     """
 
     batches: StepTimes
@@ -59,48 +65,74 @@ class Simulated:
     program: Program
     recorded: Recorded
     median: int
+    alone_s: float
+    link_use: LinkUse | None
 
 
 def simulate(built: Built, batches: Sequence[Sequence[Sequence[Lane]]]) -> Simulated:
     """Step times over routed ``batches`` (``[batch][stage][half]``), with bands from calibration errors."""
+    interpreter, background = built.scenario.interpreter, built.machine.background
     steps = [step_program(built.stages(), lanes, built.overlap) for lanes in batches]
-    each = [times_of(step, built.scenario.interpreter) for step in steps]
+    each = [times_of(step, interpreter, background=background) for step in steps]
     over_batches = StepTimes(
         np.concatenate([t.latency_s for t in each]), np.concatenate([t.period_s for t in each])
     )
     median = int(np.argsort(over_batches.period_s, kind="stable")[(len(steps) - 1) // 2])
     step = steps[median]
     draws = draw_errors(step.latency.families(), built.scenario.bands.samples, built.scenario.seed)
-    recorded = _record(step.latency, built.scenario.interpreter)
-    return Simulated(
-        over_batches, times_of(step, "vector", draws), each[median], step.latency, recorded, median
+    recorded, link_use = _record(step.latency, interpreter, background)
+    errors, without = times_of(step, "vector", draws), times_of(step, "vector")
+    if background is not None:
+        errors = _in_proportion(errors, without, each[median])
+    alone_s = float(without.latency_s[0])
+    return Simulated(over_batches, errors, each[median], step.latency, recorded, median, alone_s, link_use)
+
+
+def _in_proportion(errors: StepTimes, without: StepTimes, nominal: StepTimes) -> StepTimes:
+    """Drawn times of a step without others on its links, as much longer as the median one is with them."""
+    return StepTimes(
+        errors.latency_s * (nominal.latency_s / without.latency_s),
+        errors.period_s * (nominal.period_s / without.period_s),
     )
 
 
 def times_of(
-    step: StepProgram, interpreter: str, draws: dict[str, NDArray[np.float64]] | None = None
+    step: StepProgram,
+    interpreter: str,
+    draws: dict[str, NDArray[np.float64]] | None = None,
+    *,
+    background: Background | None = None,
 ) -> StepTimes:
-    """Latency and period of one step, one sample a draw."""
-    latency = _makespan_s(step.latency, interpreter, draws)
+    """Latency and period of one step, one sample a draw (``vector``) or one (``events``).
+
+    Only ``events`` hears of the traffic of others; ``vector`` takes every transfer to be alone.
+    """
+
+    def makespan_s(program: Program) -> NDArray[np.float64]:
+        if interpreter == "events":
+            return np.array([_events(program, background).makespan_ps / PS_PER_S])
+        own = alone(program)
+        return vector.run(vector.compile(own), durations_ps(own, draws)).makespan_ps / PS_PER_S
+
+    latency = makespan_s(step.latency)
     if step.shorter is None or step.longer is None:
         return StepTimes(latency, latency)
-    period = _makespan_s(step.longer, interpreter, draws) - _makespan_s(step.shorter, interpreter, draws)
-    return StepTimes(latency, period)
+    return StepTimes(latency, makespan_s(step.longer) - makespan_s(step.shorter))
 
 
-def _makespan_s(
-    program: Program, interpreter: str, draws: dict[str, NDArray[np.float64]] | None
-) -> NDArray[np.float64]:
-    durations = durations_ps(program, draws)
+def _events(program: Program, background: Background | None) -> events.EventRun:
+    whole = program if background is None else background.beside(program)
+    return events.simulate(whole, durations_ps(whole))
+
+
+def _record(
+    program: Program, interpreter: str, background: Background | None
+) -> tuple[Recorded, LinkUse | None]:
+    """What each rank did when, and what became of the links where others are on them."""
     if interpreter == "events":
-        return np.array([events.simulate(program, durations).makespan_ps / PS_PER_S])
-    return vector.run(vector.compile(program), durations).makespan_ps / PS_PER_S
-
-
-def _record(program: Program, interpreter: str) -> Recorded:
-    durations: Durations = durations_ps(program)
-    if interpreter == "events":
-        return events.simulate(program, durations).recorded
-    recorded = vector.run(vector.compile(program), durations, record=True).recorded
-    assert recorded is not None  # asked for
-    return recorded
+        run, own = _events(program, background), len(program.instructions)
+        recorded = Recorded(run.recorded.starts_ps[:own], run.recorded.ends_ps[:own])
+        return recorded, run.link_use[0] if run.link_use else None
+    found = vector.run(vector.compile(program), durations_ps(program), record=True).recorded
+    assert found is not None  # asked for
+    return found, None

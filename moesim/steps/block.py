@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.engine.program import Instruction, Meet, Part, Run, Wait
+from moesim.engine.program import Demand, Instruction, Meet, Part, Run, Wait
 
 COMPUTE, COMM = "compute", "comm"
 STREAMS = (COMPUTE, COMM)
@@ -23,10 +23,13 @@ class Exchange:
         What it is and how long each member takes.
     group : ndarray of int, ``(rank,)``
         Group number of each rank, -1 where a rank takes no part.
+    demand : Demand, optional
+        Links that it uses, where others are on them too.
     """
 
     part: Part
     group: NDArray[np.int64]
+    demand: Demand | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,13 @@ class Block:
             return []
         return [
             Wait(COMM, on=COMPUTE, ranks=ranks),
-            Meet(COMM, self.exchange.group, (self.exchange.part,), layer=self.layer),
+            Meet(
+                COMM,
+                self.exchange.group,
+                (self.exchange.part,),
+                layer=self.layer,
+                demand=self.exchange.demand,
+            ),
         ]
 
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.engine.program import Part
+from moesim.engine.program import Demand, Part
 from moesim.evidence import Estimate
 from moesim.kernels.cost import FAMILY, KernelCost
 from moesim.kernels.histogram import ExpertLoad
@@ -34,6 +34,7 @@ from moesim.model.layer_ops import (
 from moesim.model.ops import GroupedExperts, Op, Segment, Sharding
 from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
 from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter
+from moesim.network.demand import LinkPool, Transfer
 from moesim.network.exchanges.base import Load, Phase, exchange
 from moesim.network.fabric import Fabric
 from moesim.steps.block import Block, Exchange
@@ -114,7 +115,10 @@ class Lane:
 
 @dataclass
 class StageBuilder:
-    """Builds the blocks of one stage for one lane; costs of equal layers are worked out once."""
+    """Builds the blocks of one stage for one lane; costs of equal layers are worked out once.
+
+    With ``links`` every exchange says what it asks of them, for others are on them too.
+    """
 
     model: ModelSpec
     stage: Stage
@@ -124,6 +128,7 @@ class StageBuilder:
     fabric: Fabric
     num_ranks: int
     num_slots: int
+    links: LinkPool | None = None
     _pending: list[Part] = field(default_factory=list)
     _blocks: list[Block] = field(default_factory=list)
     _attention: dict[LayerSpec, tuple[Part, ...]] = field(default_factory=dict)
@@ -196,10 +201,10 @@ class StageBuilder:
         if gathers:
             self._work("permute", [permute_op(hidden, local_tokens, copies, self.dtypes)])
         if split:
-            self._exchange(index, experts.dispatch(row), self._stage_group())
+            self._exchange(index, experts.dispatch(row), self._stage_group(), experts.demand("dispatch", row))
         self._pending.append(experts.compute(row))
         if split:
-            self._exchange(index, experts.combine(row), self._stage_group())
+            self._exchange(index, experts.combine(row), self._stage_group(), experts.demand("combine", row))
         if gathers:
             self._work("permute", [unpermute_op(hidden, local_tokens, copies, self.dtypes)])
         if split:
@@ -238,10 +243,25 @@ class StageBuilder:
             return
         estimate = collective(tokens * self._token_bytes, members, self.fabric)
         group = self._stage_group() if whole_stage else self._tp_group()
-        self._exchange(layer, Part(f"tensor-parallel {name.replace('_', '-')}", name, estimate), group)
+        part = Part(f"tensor-parallel {name.replace('_', '-')}", name, estimate)
+        # through each port, as on a ring
+        turns = 2 if name == "all_reduce" else 1
+        moved = turns * (1 - 1 / len(members)) * tokens * self._token_bytes
+        self._exchange(layer, part, group, self._ring_demand(len(members), moved, estimate))
 
-    def _exchange(self, layer: int, part: Part, group: NDArray[np.int64]) -> None:
-        self._close(layer, Exchange(part, group))
+    def _ring_demand(self, size: int, moved_bytes: float, estimate: Estimate) -> Demand | None:
+        """Demand of groups of ``size`` neighbouring ranks in which each sends to the next."""
+        if self.links is None:
+            return None
+        ranks = self.stage.ranks.reshape(-1, size)
+        peer = np.full(self.num_ranks, -1, dtype=np.int64)
+        peer[ranks] = np.roll(ranks, -1, axis=1)
+        return self.links.demand_to_peers(peer, moved_bytes, estimate.seconds)
+
+    def _exchange(
+        self, layer: int, part: Part, group: NDArray[np.int64], demand: Demand | None = None
+    ) -> None:
+        self._close(layer, Exchange(part, group, demand))
 
     def _close(self, layer: int | None, exchange: Exchange | None = None) -> None:
         if self._pending or exchange is not None:
@@ -257,17 +277,22 @@ class StageBuilder:
     def exchange_load(self, phase: Phase, lane: Lane, routed: RoutedBatch) -> Load:
         """What dispatch or combine of a lane's layers moves."""
         there = phase == "dispatch"
-        dispatched = self.model.hidden_size * bytes_per_element(self.dispatch_dtype)
         return Load(
             phase=phase,
             ports=routed.ports if there else routed.ports.transposed(),
-            row_bytes=(dispatched if there else self._token_bytes) * self.fabric.communication.payload_ratio,
+            row_bytes=self.row_bytes(phase),
             ranks=self.stage.ranks,
             tokens_per_rank=lane.tokens / self.stage.tp,
             num_experts=self.num_slots,
             deduplicate=self.fabric.communication.deduplicate,
             shared=routed.shared if there else routed.shared_back,
         )
+
+    def row_bytes(self, phase: Phase) -> float:
+        """Payload of a token that is dispatched or combined. [bytes]"""
+        dispatched = self.model.hidden_size * bytes_per_element(self.dispatch_dtype)
+        whole = dispatched if phase == "dispatch" else self._token_bytes
+        return whole * self.fabric.communication.payload_ratio
 
     def scattered(self, values: NDArray[Number], fill: int = 0) -> NDArray[Number]:
         """Values of the stage's ranks as an array over all ranks."""
@@ -297,6 +322,7 @@ class _ExpertTimes:
                 of_rank = replace(estimate, seconds=builder.scattered(seconds[at]))
                 self._compute[row] = Part("experts", "compute", builder.slowed(of_rank))
         if stage.dispatches:
+            self._routed = routed
             self._dispatch = exchange(builder.exchange_load("dispatch", lane, routed), builder.fabric)[1]
             self._combine = exchange(builder.exchange_load("combine", lane, routed), builder.fabric)[1]
 
@@ -311,6 +337,17 @@ class _ExpertTimes:
     def combine(self, row: int) -> Part:
         """All-to-all back."""
         return Part("combine", "all_to_all", _row(self._combine, row))
+
+    def demand(self, phase: Phase, row: int) -> Demand | None:
+        """What dispatch or combine of one MoE layer asks of the links; None where nobody else is on them."""
+        builder, routed = self._builder, self._routed
+        there = phase == "dispatch"
+        tokens = routed.links if there else routed.links_back
+        if builder.links is None or tokens is None:
+            return None
+        seconds = float(np.asarray((self._dispatch if there else self._combine).seconds)[row])
+        transfer = Transfer(tokens[row] * builder.row_bytes(phase), seconds)
+        return builder.links.demand(transfer, builder.stage.ranks, builder.num_ranks)
 
 
 def _moe_of(model: ModelSpec, layer: int) -> MoeSpec:

@@ -115,10 +115,12 @@ class _Pipeline:
     def _send(self, source: int, target: int, payload_bytes: float) -> list[Instruction]:
         first = self.stages[source].stage.ranks[:1], self.stages[target].stage.ranks[:1]
         estimate = send(payload_bytes, np.concatenate(first), self.stages[source].fabric)
-        part = Part("pipeline send", "send", estimate)
+        part, peers = Part("pipeline send", "send", estimate), self._peers(source, target)
+        links = self.stages[source].links
+        demand = None if links is None else links.demand_to_peers(peers, payload_bytes, estimate.seconds)
         return [
             Wait(COMM, on=COMPUTE, ranks=self._mask(self.stages[source])),
-            Send(COMM, self._peers(source, target), (part,)),
+            Send(COMM, peers, (part,), demand=demand),
         ]
 
     def _receive(self, source: int, target: int) -> Instruction:

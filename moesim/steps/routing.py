@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from moesim.kernels.histogram import ExpertLoad
 from moesim.network.traffic import Deduplication, PortTokens, Traffic, routed_traffic
 
+LinkLoads = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""``(layer, rank, rank) -> (layer, link)``."""
+
 GOLDEN = (5**0.5 - 1) / 2
 """Multiples of it, modulo 1, spread evenly: a random-free way to share tokens over copies."""
 
@@ -93,6 +96,8 @@ class RoutedBatch:
         Tokens that dispatch moves between ranks, all layers together.
     shared, shared_back : ndarray, ``(layer, shared link)``, optional
         Tokens that dispatch and combine move over each shared link of the topology.
+    links, links_back : ndarray, ``(layer, link)``, optional
+        The same over every link of a pool that others use too.
     expert_counts : ndarray, ``(layer, expert)``
         Tokens of each logical expert.
     """
@@ -103,6 +108,8 @@ class RoutedBatch:
     expert_counts: NDArray[np.int64]
     shared: NDArray[np.float64] | None = None
     shared_back: NDArray[np.float64] | None = None
+    links: NDArray[np.float64] | None = None
+    links_back: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,8 @@ def route(
     table: CopyTable,
     ranks: ExpertRanks,
     deduplicate: Deduplication,
-    shared_loads: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
+    shared_loads: LinkLoads | None = None,
+    link_loads: LinkLoads | None = None,
 ) -> RoutedBatch:
     """Routed batch of the given tokens.
 
@@ -158,6 +166,8 @@ def route(
         What dispatch sends once.
     shared_loads : callable, optional
         ``(layer, rank, rank) -> (layer, shared link)``, where links beside the ports can hold traffic back.
+    link_loads : callable, optional
+        The same for every link, where others are on them too.
     """
     num_tokens, num_layers, _ = expert_ids.shape
     num_experts = table.slots.shape[1]
@@ -173,15 +183,16 @@ def route(
         ports=traffic.ports(),
         traffic=Traffic(traffic.scale_up.sum(axis=0), traffic.scale_out.sum(axis=0)),
         expert_counts=_count_by_layer(expert_ids, num_experts),
-        **({} if shared_loads is None else _shared(traffic, shared_loads)),
+        **_both_ways("shared", traffic, shared_loads),
+        **_both_ways("links", traffic, link_loads),
     )
 
 
-def _shared(
-    traffic: Traffic, shared_loads: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-) -> dict[str, NDArray[np.float64]]:
+def _both_ways(name: str, traffic: Traffic, loads: LinkLoads | None) -> dict[str, NDArray[np.float64]]:
+    if loads is None:
+        return {}
     pairs = traffic.scale_up + traffic.scale_out
-    return {"shared": shared_loads(pairs), "shared_back": shared_loads(pairs.swapaxes(-1, -2))}
+    return {name: loads(pairs), f"{name}_back": loads(pairs.swapaxes(-1, -2))}
 
 
 def _count_by_layer(values: NDArray[np.int64], size: int) -> NDArray[np.int64]:

@@ -72,3 +72,17 @@ def test_faults_of_parts_that_do_not_exist_are_told():
         result = call("run", "deepseek_v3_decode_h200x16_two_nodes", *QUICK, *extra, "--set", setting)
         assert result.exit_code == 3, (setting, result.output)
         assert said in result.output
+
+
+def test_a_step_beside_others_says_what_they_cost_and_draws_it(tmp_path):
+    found = call(
+        "run",
+        "deepseek_v3_decode_h200x16_beside_kv",
+        *QUICK,
+        *("--set", "model.num_hidden_layers=4", "--out", str(tmp_path / "out")),
+    )
+    assert found.exit_code == 0, found.output
+    assert "nobody else on the links" in found.output
+    assert "nic" in found.output.partition("Links shared with others")[2]
+    assert (tmp_path / "out" / "crowd.png").read_bytes().startswith(b"\x89PNG")
+    assert "longer beside the traffic of others" in (tmp_path / "out" / "report.html").read_text()

@@ -10,6 +10,7 @@ from moesim.engine import events, vector
 from moesim.engine.critical_path import critical_path
 from moesim.engine.durations import durations_ps
 from moesim.files import listed
+from moesim.scenario.background import alone
 from moesim.scenario.build import build, routed_lanes
 from moesim.scenario.resolve import resolve
 from moesim.scenario.run import run
@@ -40,7 +41,7 @@ def test_interpreters_agree_to_the_picosecond(name):
         if program is None:
             continue
         durations = durations_ps(program)
-        by_vector = vector.run(vector.compile(program), durations, record=True)
+        by_vector = vector.run(vector.compile(alone(program)), durations, record=True)
         by_events = events.simulate(program, durations)
         assert by_events.makespan_ps == by_vector.makespan_ps[0]
         np.testing.assert_array_equal(by_events.recorded.ends_ps, by_vector.recorded.ends_ps)

@@ -40,7 +40,7 @@ def outcome():
     return compare_placements(resolve("deepseek_v3_decode_h200x32", SMALL), sections)
 
 
-OF_OTHERS = {"latency_curves", "service_over_time", "batches", "cache_curve", "lanes", "pipeline"}
+OF_OTHERS = {"latency_curves", "service_over_time", "batches", "cache_curve", "lanes", "pipeline", "crowd"}
 OF_A_STEP = set(FIGURES) - OF_OTHERS
 
 

@@ -15,7 +15,7 @@ from moesim.network.all_to_all import uneven_all_to_all_s
 from moesim.network.collectives.group import all_gather, all_reduce, broadcast, chosen_all_reduce
 from moesim.network.collectives.sparse import sparse_all_gather_s, sparse_reduce_scatter_s, sparse_traffic
 from moesim.network.curves import collective_s
-from moesim.network.demand import demand_of_traffic
+from moesim.network.demand import LinkPool, Transfer
 from moesim.network.exchanges.base import Load, exchange, exchanges
 from moesim.network.fabric import Communication, Fabric
 from moesim.network.faults import Faults
@@ -217,7 +217,8 @@ def test_fitters_find_what_made_the_data():
 
 def test_gradients_and_a_dispatch_over_the_same_ports_slow_each_other():
     """Two exchanges that each fill the NICs take twice as long together; inside the nodes nothing changes."""
-    topology = Topology.of(load_cluster("h200_x16"))
+    cluster = load_cluster("h200_x16")
+    pool, topology = LinkPool.of(cluster, Fabric.of(cluster, 16)), Topology.of(cluster)
     rank = np.arange(16)
     remote = (rank[:, None] // 8 != rank // 8) * 1e8
     local = ((rank[:, None] // 8 == rank // 8) & (rank[:, None] != rank)) * 1e8
@@ -229,7 +230,7 @@ def test_gradients_and_a_dispatch_over_the_same_ports_slow_each_other():
         for name, traffic in exchanges:
             seconds = float(uneven_all_to_all_s(traffic, topology).max())
             part = Part(name, "all_to_all", Estimate(seconds, "all_to_all", "assumed", 0.0))
-            demand = demand_of_traffic(topology, traffic, seconds)
+            demand = pool.demand(Transfer(pool.link_bytes(traffic), seconds), rank, 16)
             instructions.append(Meet(name, group, (part,), demand=demand))
         program = Program(16, streams, tuple(instructions))
         return events.simulate(program, durations_ps(program)).makespan_ps / PS_PER_S
