@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from simpy import Environment, Event
 
 from moesim.engine.settled import Settled
-from moesim.engine.sharing import Paths, max_min_rates
+from moesim.engine.sharing import FULL, Paths, max_min_rates
 from moesim.units import PS_PER_S
 
-SLOWED = 1e-9
+SLOWED = 10 * FULL
 """Relative loss of rate from which a transfer counts as held back."""
 
 THROUGH_PS = 0.5

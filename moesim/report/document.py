@@ -171,12 +171,7 @@ class CrowdBlock(_Part):
 
     label: str
     own: Annotated[list[Amount], Field(min_length=1)]
-    others: list[Amount]
-
-    @model_validator(mode="after")
-    def _same_links(self) -> Self:
-        _check_lengths(self.own, self.others)
-        return self
+    others: Annotated[list[Amount], Field(min_length=1)]
 
 
 class HeldBack(_Part):
