@@ -332,7 +332,7 @@ def _layer_buffers(demand: Demand, layer: LayerSpec, overload: float) -> dict[st
     wide = bytes_per_element(demand.dtypes.activations)
     tensors = demand.saved(layer, overload)
     rows = demand.rows(layer, overload)
-    again = total(tensors) - kept(tensors, demand.recompute, 0)
+    again = (total(tensors) - kept(tensors, demand.recompute, 0)) * demand.recompute.layers_at_once
     gradients = max(total(tensors, piece) for piece in (ATTENTION, FEED_FORWARD, EXPERTS))
     gathered = rows.tokens * hidden * wide if plan.tp > 1 else 0.0
     result = {"working buffers": again + gradients + gathered}

@@ -79,6 +79,11 @@ class Recompute:
         """Whether the input of a checkpointed layer is kept: the first layer of each group."""
         return self.method == "block" or position % self.num_layers == 0
 
+    @property
+    def layers_at_once(self) -> int:
+        """Layers that are run again together, from one kept input. [-]"""
+        return self.num_layers if self.granularity == "full" and self.method == "uniform" else 1
+
     def reruns(self, tag: str, position: int = 0) -> bool:
         """Whether the backward pass of the layer at ``position`` of its chunk runs work of a tag again."""
         if self.granularity == "full":

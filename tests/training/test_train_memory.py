@@ -220,3 +220,14 @@ def test_schedules_say_what_is_in_flight(name):
         held = train_ledger(made, capacity_bytes=1.0).parts["weights"]
         whole = train_ledger(demand("llama_3_1_8b", TrainPlan(pp=4)), capacity_bytes=1.0).parts["weights"]
         np.testing.assert_allclose(held, whole + whole[::-1])
+
+
+def test_layers_that_are_run_again_together_are_there_together():
+    # the first of two stages has no loss, which would hide a layer's buffers
+    one, four = (
+        ledger("llama_3_1_8b", TrainPlan(pp=2), recompute=Recompute("full", num_layers=n)).parts
+        for n in (1, 4)
+    )
+    assert four["activations"][0] == pytest.approx(one["activations"][0] / 4)
+    layer = one["working buffers"][0]
+    assert 2 * layer < four["working buffers"][0] < 4 * layer
