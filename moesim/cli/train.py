@@ -1,4 +1,4 @@
-"""``moesim train``: calculators of training; steps themselves are scenarios (``moesim run``)."""
+"""``moesim train``: memory and calculators of training; steps themselves are scenarios (``moesim run``)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.output import JSON_OPTION, emit_json, envelope, metric_rows, table
+from moesim.cli.train_memory import memory
 from moesim.errors import InputError, Problem
 from moesim.units import fmt_quantity
 
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
     from moesim.training.calculators.cost import Device, Stage
 
 app = typer.Typer(
-    help="Work, efficiency leverage and cost of training.",
+    help="Memory, work, efficiency leverage and cost of training.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
+
+app.command("memory")(memory)
 
 Model = Annotated[str, typer.Argument(help="Bundled name, a config.json, or a folder that holds one.")]
 Sequence = Annotated[int, typer.Option(min=1, help="Tokens of a sequence. [tokens]")]

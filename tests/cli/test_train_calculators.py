@@ -87,3 +87,35 @@ def test_wrong_input_says_what_is_accepted(run, args, words):
     result = run(*args)
     assert result.exit_code == 3
     assert words in result.output
+
+
+def test_memory_of_a_plan_that_fits(run):
+    args = ("memory", "qwen3_30b_a3b", "--dp", "16", "--ep", "16", "--gradients", "bf16")
+    document = json.loads(run(*args, "--json").stdout)
+    row = document["rows"][0]
+    assert row["need_bytes"] == pytest.approx(sum(row["parts"].values()))
+    assert document["metrics"]["peak_bytes"]["value"] < document["metrics"]["capacity_bytes"]["value"]
+    assert "expert activations" in run(*args).stdout
+
+
+def test_memory_of_a_plan_that_does_not_fit(run):
+    result = run("memory", "qwen3_30b_a3b", "--dp", "16", "--ep", "16", "--micro-batch", "2")
+    assert result.exit_code == 4
+    assert "micro_batch_size=1" in result.output
+    assert "plan.pp=2" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--ep", "3", "--dp", "3"), "a divisor of 128 (experts)"),
+        (("--sharding", "zero4"), "did you mean 'zero"),
+        (("--recompute", "moe_acts"), "did you mean 'moe_act'"),
+        (("--schedule", "1f2b"), "1f1b"),
+        (("--pp", "4", "--vpp", "2", "--microbatches", "3"), "--schedule"),
+    ],
+)
+def test_wrong_plans_say_what_is_accepted(run, args, words):
+    result = run("memory", "qwen3_30b_a3b", *args)
+    assert result.exit_code == 3
+    assert words in result.output
