@@ -101,7 +101,7 @@ class Demand:
     loss_fp32: bool = True
     first_step: bool = False
     _saved: dict[tuple[LayerSpec, Rows, Dtypes], list[Saved]] = field(
-        default_factory=dict, compare=False, repr=False
+        default_factory=dict, init=False, compare=False, repr=False
     )
 
     @property
