@@ -12,6 +12,7 @@ from moesim.errors import CheckFailed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from moesim.validate.claims import Claim
 
@@ -94,7 +95,29 @@ def _show(subject: str, claims: Sequence[Claim]) -> None:
     columns = ["claim", "published", "ours", "unit", "error", "tolerance", "within", "source", "note"]
     table(f"Published claims: {subject}", columns, rows, right=[1, 2, 4, 5])
     counts = summary(claims)
+    if "groups" in counts:
+        _show_groups(counts["groups"])
     typer.echo(f"{counts['n_within']} of {counts['n']} within their tolerance")
+
+
+def _show_groups(groups: Sequence[dict[str, Any]]) -> None:
+    """Counts and median error of each group, and of all others of its kind."""
+    rows = [
+        [group["name"], str(group["n"]), str(group["n_within"])]
+        + [_percent(group["median_ape"]), _percent(group["median_ape_without"])]
+        for group in groups
+    ]
+    columns = ["group", "claims", "within", "median error", "median of the others"]
+    table(
+        "By group; nothing is fitted, so leaving one out changes only the median",
+        columns,
+        rows,
+        right=[1, 2, 3, 4],
+    )
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
 
 
 def _distance(value: float, claim: Claim) -> str:

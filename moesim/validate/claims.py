@@ -37,6 +37,8 @@ class Claim:
     tolerance : float
         Accepted distance: a fraction of ``published``, or in ``unit`` where ``absolute``.
     absolute : bool
+    group : str
+        What it is summed up with; empty: nothing.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Claim:
     tolerance: float
     absolute: bool = False
     note: str = ""
+    group: str = ""
 
     @property
     def error(self) -> float:
@@ -88,15 +91,38 @@ def claims_of(name: str, *, seed: int = 0, progress: Progress | None = None) -> 
 
 
 def plain(claims: Sequence[Claim]) -> list[dict[str, Any]]:
-    """Rows of the JSON document."""
-    return [asdict(claim) | {"error": claim.error, "within": claim.within} for claim in claims]
+    """Rows of the JSON document; what could not be simulated is null."""
+    return [
+        {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in row.items()}
+        for row in (asdict(claim) | {"error": claim.error, "within": claim.within} for claim in claims)
+    ]
 
 
 def summary(claims: Sequence[Claim]) -> dict[str, Any]:
     """Counts, and the median error over the relative claims."""
-    relative = [abs(claim.error) for claim in claims if not claim.absolute]
+    names = dict.fromkeys(claim.group for claim in claims if claim.group)
+    found = _counts(claims)
+    if names:
+        found["groups"] = [
+            {"name": name}
+            | _counts([claim for claim in claims if claim.group == name])
+            | {"median_ape_without": _counts([c for c in claims if _beside(c.group, name)])["median_ape"]}
+            for name in names
+        ]
+    return found
+
+
+def _beside(group: str, name: str) -> bool:
+    """Whether a group is another one of the same kind, which its first word names."""
+    return group != name and group.split()[:1] == name.split()[:1]
+
+
+def _counts(claims: Sequence[Claim]) -> dict[str, Any]:
+    """How many, and the errors of those that were simulated and are relative."""
+    relative = np.array([abs(claim.error) for claim in claims if not claim.absolute])
+    known = relative[~np.isnan(relative)]
     return {
         "n": len(claims),
         "n_within": sum(claim.within for claim in claims),
-        "median_ape": float(np.median(relative)) if relative else None,
+        "median_ape": float(np.median(known)) if known.size else None,
     }

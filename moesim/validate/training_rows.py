@@ -223,6 +223,7 @@ class FoldedModel(_Strict):
     model: str
     num_devices: int
     fine_grained: int = 1
+    top_k: int = 0
     upcycled: dict[str, int] = {}
     cells: list[Cell]
 

@@ -1,0 +1,48 @@
+"""Papers on training beside ours: laws of the helpers, and that every paper gives claims."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moesim.hardware.load import load_cluster
+from moesim.validate.claims import published
+from moesim.validate.training_sets.fsmoe import fsmoe_claims
+from moesim.validate.training_sets.layer import EvenLayer, Machine
+from moesim.validate.training_sets.papers import lsh_claims
+from moesim.validate.training_sets.tutel import _Features
+
+DATA = published("training").data
+
+
+def test_fsmoe_reaches_its_means_and_shows_its_misses() -> None:
+    claims = {claim.name: claim for claim in fsmoe_claims(DATA)}
+    assert len(claims) == 43
+    means = [claim for name, claim in claims.items() if "1,458 layers" in name]
+    assert sum(claim.within for claim in means) >= 5
+    missed = [claim for claim in claims.values() if not claim.within]
+    assert missed
+    assert all(claim.note for claim in missed)
+
+
+def test_lsh_claims_note_why_they_differ() -> None:
+    assert all(claim.note for claim in lsh_claims(DATA))
+
+
+def test_an_even_layer_prices_parts_of_its_rows() -> None:
+    machine = Machine.of(load_cluster("h100_x8"), 8)
+    layer = EvenLayer(machine, 4096, 64, 6, 2048, 1408, gated=True)
+    for curve in (layer.experts_s, lambda part: layer.exchange_s("dispatch", part)):
+        times = [float(np.max(curve(part).seconds)) for part in (0.25, 0.5, 1.0)]
+        assert times == sorted(times)
+        assert times[0] > 0
+    alone = EvenLayer(Machine.of(load_cluster("h100_x8"), 1), 4096, 64, 6, 2048, 1408, gated=True)
+    assert float(np.max(alone.exchange_s("combine").seconds)) == 0
+
+
+def test_every_feature_of_tutel_helps() -> None:
+    given = DATA["tutel"]
+    features = _Features(Machine.of(load_cluster("a100_x64"), 16), given)
+    assert features.speedup("all") > features.speedup("kernels") > 1
+    assert features.speedup("all") == pytest.approx(features.speedup("pipelining"))
+    assert features.more("pipelining") >= 1
