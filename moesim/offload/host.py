@@ -23,6 +23,8 @@ class HostWork:
     ----------
     pass_s, layer_s : float
         Host time that the device waits for, a pass and a layer: eager launches, synchronisation. [s]
+    expert_s : float
+        Host time of every expert that the device computes: launches from a loop over experts. [s]
     cpu_threads : int, optional
         Threads of the CPU experts over all sockets; default all cores.
     sockets : int, optional
@@ -47,6 +49,7 @@ class HostWork:
 
     pass_s: float = 0.0
     layer_s: float = 0.0
+    expert_s: float = 0.0
     cpu_threads: int | None = None
     sockets: int | None = None
     pinned: bool = True

@@ -120,7 +120,7 @@ def costs_of(
         moe_layers=model.moe_layers,
         first=[per_pass, *_parts(cost, embedding_ops(model, tokens, dtypes), "embedding")],
         last=_parts(cost, head_ops(model, sequences, sharding), "head"),
-        device=device_unit(cost, op, most_tokens),
+        device=device_unit(cost, op, most_tokens, work.expert_s),
         copy=copy,
         cpu=cpu_unit(node, op, work, rates),
         pim=None if node.pim is None else pim_unit(node.pim, op),
@@ -213,8 +213,8 @@ def _parts(cost: KernelCost, ops: Sequence[Op], label: str = "") -> list[Part]:
     ]
 
 
-def device_unit(cost: KernelCost, op: GroupedExperts, most_tokens: int) -> Unit:
-    """Experts on the device: what one more expert adds, and the launch of the group once."""
+def device_unit(cost: KernelCost, op: GroupedExperts, most_tokens: int, host_s: float = 0.0) -> Unit:
+    """Experts on the device: what one more adds, ``host_s`` of it launches, and the group's launch once."""
     grid = np.unique(
         np.concatenate(([1, 2, 3, 4, 6, 8], np.geomspace(8, max(16, most_tokens), 24).astype(int)))
     )
@@ -230,7 +230,7 @@ def device_unit(cost: KernelCost, op: GroupedExperts, most_tokens: int) -> Unit:
     launch = max(0.0, float(seconds(few)[0] - each[0]))
 
     def times(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        return np.asarray(np.interp(tokens, grid, each) * np.maximum(1.0, tokens / grid[-1]))
+        return np.asarray(host_s + np.interp(tokens, grid, each) * np.maximum(1.0, tokens / grid[-1]))
 
     return Unit(times, Estimate(0.0, "moe", estimate.grade, estimate.sigma), launch)
 

@@ -48,14 +48,18 @@ def write_timeline(
         Which ranks; the first :data:`RANKS_WRITTEN` by default.
     """
     chosen = list(range(min(program.num_ranks, RANKS_WRITTEN))) if ranks is None else list(ranks)
+    slices = _slices(program, recorded, sample, chosen)
+    used = {(event["pid"], event["tid"]) for event in slices}
     events: list[dict[str, Any]] = []
     for rank in chosen:
         events.append(_about("process_name", rank, 0, {"name": f"device {rank}"}))
         events.append(_about("process_sort_index", rank, 0, {"sort_index": rank}))
         for stream, name in enumerate(program.streams):
+            if (rank, stream) not in used:  # it only passes events on
+                continue
             events.append(_about("thread_name", rank, stream, {"name": name}))
             events.append(_about("thread_sort_index", rank, stream, {"sort_index": stream}))
-    events += _slices(program, recorded, sample, chosen)
+    events += slices
     text = json.dumps({"displayTimeUnit": "ms", "traceEvents": events}, separators=(",", ":"))
     return write_gzip(path, text.encode())
 

@@ -17,6 +17,7 @@ from moesim.engine.program import Program
 from moesim.engine.spans import Recorded
 from moesim.errors import MoesimError
 from moesim.evidence import BAND_QUANTILES, draw_errors
+from moesim.hardware.load import load_device
 from moesim.metrics.breakdown import evidence_shares, path_breakdown
 from moesim.offload import OffloadRun, simulate
 from moesim.offload.lanes import CPU, CXL, DEVICE, DISK, LINK, PIM
@@ -31,6 +32,8 @@ from moesim.units import PS_PER_S, fmt_quantity, fmt_seconds
 RECORDED_PASSES = 1
 """Passes at the end that the event interpreter runs again for timeline, bands and breakdown."""
 CURVE_POINTS = 6
+NEAR_MEMORY = "cxl_pnm"
+"""Near-memory device that a change adds to a node without one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +167,7 @@ def _energy_j(built: Offloading, busy: dict[str, float], pass_s: float) -> float
 
 def _changes(before: Offloading, headline: str, pass_s: float) -> Iterator[Sensitivity]:
     """What single purchases would do, each a whole run."""
-    for path, label, changed in _purchases(before.resolved):
+    for path, label, changed in _purchases(before):
         try:
             built = build_offload(changed, before)
         except MoesimError:
@@ -175,8 +178,8 @@ def _changes(before: Offloading, headline: str, pass_s: float) -> Iterator[Sensi
         yield Sensitivity(path, label, headline, seconds, seconds / pass_s - 1)
 
 
-def _purchases(resolved: Resolved) -> Iterator[tuple[str, str, Resolved]]:
-    scenario = resolved.scenario
+def _purchases(before: Offloading) -> Iterator[tuple[str, str, Resolved]]:
+    resolved, scenario = before.resolved, before.scenario
     node = scenario.cluster.node
     main = next(iter(node.device.memory))
     knobs: list[tuple[str, str, float]] = [
@@ -187,14 +190,15 @@ def _purchases(resolved: Resolved) -> Iterator[tuple[str, str, Resolved]]:
     ]
     if node.host.pcie is not None:
         knobs.append(("host.pcie.bandwidth_bytes_per_s", "PCIe one generation on (x2)", 2.0))
-    if node.host.cxl is not None:
-        knobs.append(("host.cxl.bandwidth_bytes_per_s", "CXL memory bandwidth x2", 2.0))
     if node.pim is not None:
-        pim_main = next(iter(node.pim.memory))
-        knobs.append((f"pim.memory.{pim_main}.bandwidth_bytes_per_s", "near-memory bandwidth x2", 2.0))
-    if node.host.ssd is not None:
-        knobs.append(("host.ssd.bandwidth_bytes_per_s", "disk bandwidth x2", 2.0))
+        units = next(iter(node.pim.memory))
+        knobs.append((f"pim.memory.{units}.bandwidth_bytes_per_s", "near-memory bandwidth x2", 2.0))
+    if before.tiers.host_slots is not None:
         knobs.append(("host.dram.capacity_bytes", "host memory capacity x2", 2.0))
+        if node.host.cxl is not None:
+            knobs.append(("host.cxl.bandwidth_bytes_per_s", "CXL memory bandwidth x2", 2.0))
+        if node.host.ssd is not None:
+            knobs.append(("host.ssd.bandwidth_bytes_per_s", "disk bandwidth x2", 2.0))
     for path, label, factor in knobs:
         cluster = scaled(scenario.cluster, ["node", *path.split(".")], factor)
         yield f"cluster.node.{path}", label, _with(resolved, cluster=cluster)
@@ -206,10 +210,24 @@ def _purchases(resolved: Resolved) -> Iterator[tuple[str, str, Resolved]]:
             kept = scenario.executor.model_dump(include=set(type(scenario.executor).model_fields))
             executor = type(scenario.executor)(**kept | {"policy": section})
             yield path, label, _with(resolved, executor=executor)
+    yield from _near_memory(resolved)
     if scenario.memory.prefetch.policy == "none":
         prefetch = type(scenario.memory.prefetch)(policy="next_layer_gate")
         memory = scenario.memory.model_copy(update={"prefetch": prefetch})
         yield "memory.prefetch.policy", "prefetch by the next layer's gate", _with(resolved, memory=memory)
+
+
+def _near_memory(resolved: Resolved) -> Iterator[tuple[str, str, Resolved]]:
+    """A module that computes experts where they lie, beside a node that has none."""
+    scenario = resolved.scenario
+    if scenario.cluster.node.pim is not None or scenario.executor.policy == "near_memory":
+        return
+    node = scenario.cluster.node.model_copy(update={"pim": load_device(NEAR_MEMORY)})
+    kept = scenario.executor.model_dump(include=set(type(scenario.executor).model_fields))
+    executor = type(scenario.executor)(**kept | {"policy": "near_memory"})
+    cluster = scenario.cluster.model_copy(update={"node": node})
+    label = f"experts in a {NEAR_MEMORY} module"
+    yield "cluster.node.pim", label, _with(resolved, cluster=cluster, executor=executor)
 
 
 def _with(resolved: Resolved, **changes: Any) -> Resolved:

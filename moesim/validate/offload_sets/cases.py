@@ -93,9 +93,18 @@ class Case:
 def case_of(machine: Data, engine: Data, model: ModelSpec, dtypes: Dtypes, context: int) -> Case:
     """Set-up from a described machine and engine."""
     rates = hybrid_rates().model_copy(
-        update={name: engine[name] for name in ("handover_s", "cpu_bandwidth_fraction")}
+        update={
+            "handover_s": engine["handover_s"],
+            "cpu_bandwidth_fraction": machine.get("cpu_bandwidth_fraction", engine["cpu_bandwidth_fraction"]),
+        }
     )
-    work = HostWork(pass_s=engine["pass_s"], layer_s=engine["layer_s"])
+    kernels = engine.get("kernels", "default")
+    work = HostWork(
+        pass_s=engine["pass_s"],
+        layer_s=engine["layer_s"],
+        expert_s=engine.get("expert_s", 0.0),
+        kernels=kernels,
+    )
     by_rows = bool(machine.get("by_rows", False))
     return Case(model, dtypes, node_of(machine), work, rates, context, by_rows)
 

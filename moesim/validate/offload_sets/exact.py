@@ -196,7 +196,7 @@ def _activated(given: Data, model: ModelSpec, seed: int) -> list[Claim]:
         size = variants.activated_size_bytes(
             model, expert_bits=chosen, other_bits=given["other_bits"], group=given["group"]
         )
-        note = f"{chosen:.2f} bits where tokens go; without embedding and head"
+        note = f"{chosen:.2f} bits where tokens go, which the print-out may not weigh; no embedding and head"
         name = f"MC-MoE activated size at {row['bits']} bits"
         found.append(Claim(name, given["source"], "GB", row["gb"], size / GB, 0.02, note=note))
     return found

@@ -13,7 +13,7 @@ from moesim.evidence import rng_for
 from moesim.memory.caches.policies.base import known_counts
 from moesim.memory.demand import Demand
 from moesim.model import Dtypes, ModelSpec
-from moesim.model.parameters import expert_bytes, weight_bytes
+from moesim.model.parameters import expert_bytes, kv_bytes_per_token, weight_bytes
 from moesim.offload import Costs
 from moesim.validate.claims import Claim, Progress
 from moesim.validate.offload_sets.cases import (
@@ -29,8 +29,9 @@ from moesim.validate.offload_sets.cases import (
 Data = Mapping[str, Any]
 TOLERANCE = 0.2
 RESERVED_FRACTION = 0.1
-Q4_K_M_BITS = 4.67
-"""Of a weight in llama.cpp's Q4_K_M mix of 4- and 6-bit blocks, 0.584 bytes."""
+Q4_K_BITS, Q6_K_BITS, Q5_0_BITS, Q8_0_BITS = 4.5, 6.5625, 5.5, 8.5
+"""Bits of a weight with its share of the scales in llama.cpp's blocks."""
+Q_K_BLOCK = 256
 
 
 def token_claims(data: Data, seed: int, progress: Progress) -> list[Claim]:
@@ -72,7 +73,10 @@ def _name(given: Data) -> str:
 
 def _dtypes(given: Data) -> Dtypes:
     experts = given.get("experts", "bf16")
-    return Dtypes(weights=given.get("weights", "bf16"), experts="int4" if experts == "q4_k_m" else experts)
+    # the output head of llama.cpp's mixes has six or eight bits
+    head = "int8" if given["engine"] in {"kt", "llama"} else "bf16"
+    experts = "int4" if experts == "q4_k_m" else experts
+    return Dtypes(weights=given.get("weights", "bf16"), experts=experts, head=head)
 
 
 def _rate(data: Data, given: Data, seed: int) -> float:
@@ -86,13 +90,15 @@ def _rate(data: Data, given: Data, seed: int) -> float:
         dtypes,
         given.get("context", 0),
     )
+    case = replace(case, work=replace(case.work, unit=given.get("unit", "expert")))
     if "streamed" in given:
-        return _streamed(case, given["streamed"])
+        return _streamed(case, given, data["engines"][given["engine"]].get("module_s", 0.0))
     demand = demand_for(model, given["like"], seed)
     layers = demand.num_layers
     scale = _byte_scale(given, model, dtypes)
     if given.get("whole_layers") or given.get("policy") == "none":
-        return _uncached(case, demand, scale, whole=bool(given.get("whole_layers")), seed=seed)
+        held = given["slots"] if given.get("whole_layers") else None
+        return _uncached(case, demand, scale, held, seed)
     costs = _scaled(case, scale)
     if given["engine"] in {"kt", "llama"}:
         on_cpu = given.get("cpu_layers", model.num_layers)
@@ -101,23 +107,35 @@ def _rate(data: Data, given: Data, seed: int) -> float:
         slots = np.array(held if first else [0] * layers, np.int64)
         return 1 / run(demand, costs, offload_of(slots, cache="frequency_static", executor="cpu"), seed)[0]
     slots = _slots(given, case, layers, scale)
-    prefetch = given.get("prefetch", "none")
-    return 1 / run(demand, costs, offload_of(slots, cache=given["policy"], prefetch=prefetch), seed)[0]
+    offload = offload_of(slots, cache=given["policy"], prefetch=given.get("prefetch", "none"))
+    return 1 / run(demand, costs, replace(offload, pooled=given.get("pooled", False)), seed)[0]
 
 
 def _byte_scale(given: Data, model: ModelSpec, dtypes: Dtypes) -> float:
     """Bytes of an expert as published over those of its nearest described format."""
-    bits = given.get("expert_bits") or (Q4_K_M_BITS if given.get("experts") == "q4_k_m" else None)
-    if bits is None:
-        return 1.0
     layer = model.layers[model.moe_layers[0]]
     assert layer.moe is not None
+    bits = given.get("expert_bits")
+    if given.get("experts") == "q4_k_m":
+        bits = q4_k_m_bits(layer.moe.expert_width)
+    if bits is None:
+        return 1.0
     return float(
         layer.moe.expert_parameters(model.hidden_size)
         * bits
         / 8
         / expert_bytes(layer, model.hidden_size, dtypes)
     )
+
+
+def q4_k_m_bits(width: int) -> float:
+    """Bits of an expert's weight in llama.cpp's Q4_K_M mix. [bit]
+
+    Half of the down projections have six bits instead of four; rows that are no multiple of 256 take the
+    older formats of 32 weights.
+    """
+    down = (Q4_K_BITS + Q6_K_BITS) / 2 if width % Q_K_BLOCK == 0 else (Q5_0_BITS + Q8_0_BITS) / 2
+    return (2 * Q4_K_BITS + down) / 3
 
 
 def _scaled(case: Case, scale: float) -> Costs:
@@ -140,13 +158,25 @@ def _slots(given: Data, case: Case, layers: int, scale: float) -> NDArray[np.int
     one = expert_bytes(model.layers[model.moe_layers[0]], model.hidden_size, dtypes) * scale
     rest = weight_bytes(model, dtypes) - layers * model.num_experts * one
     room = case.node.device.main_memory.capacity_bytes * (1 - RESERVED_FRACTION) - rest
-    return np.full(layers, min(model.num_experts, int(room // one) // layers), np.int64)
+    return _spread(
+        min(int(room // one), layers * model.num_experts), layers, pooled=given.get("pooled", False)
+    )
 
 
-def _uncached(case: Case, demand: Demand, scale: float, *, whole: bool, seed: int) -> float:
-    """Every expert of a token, or every expert of a layer, is copied for each token."""
+def _spread(total: int, layers: int, *, pooled: bool) -> NDArray[np.int64]:
+    """Slots of equal layers; a pool counts those that are left over too."""
+    slots = np.full(layers, total // layers, np.int64)
+    slots[: total % layers] += pooled
+    return slots
+
+
+def _uncached(case: Case, demand: Demand, scale: float, held: int | None, seed: int) -> float:
+    """Every expert of a token is copied for each token; or all of a layer that the device has no room for.
+
+    ``held``: experts a layer that the memory of the device has room for, filled with whole layers.
+    """
     costs = _scaled(case, scale)
-    num = case.model.num_experts if whole else 0
+    num = 0 if held is None else case.model.num_experts - held
     base, _ = run(
         demand,
         costs,
@@ -157,17 +187,24 @@ def _uncached(case: Case, demand: Demand, scale: float, *, whole: bool, seed: in
     return 1 / (base + copies * float(costs.copy.seconds))
 
 
-def _streamed(case: Case, how: str) -> float:
-    """All weights that do not stay on the device cross the link for every token, layer by layer."""
+def _streamed(case: Case, given: Data, module_s: float) -> float:
+    """All weights that do not stay on the device cross the link for every token, layer by layer.
+
+    ``kv_tokens``: what vLLM keeps room for beside the weights, one sequence of the model's length.
+    """
     total = weight_bytes(case.model, case.dtypes)
     link = case.node.host.pcie
     assert link is not None
-    rate = link.bandwidth_bytes_per_s * (case.rates.pageable_fraction if how == "pageable" else 1.0)
-    kept = 0.0
-    if how == "resident":
-        kept = case.node.device.main_memory.capacity_bytes * (1 - RESERVED_FRACTION)
+    rate = link.bandwidth_bytes_per_s * (
+        case.rates.pageable_fraction if given["streamed"] == "pageable" else 1.0
+    )
+    kept = case.node.device.main_memory.capacity_bytes * (1 - RESERVED_FRACTION)
+    kept -= given.get("kv_tokens", 0) * kv_bytes_per_token(case.model, "bf16")
+    moved = max(0.0, 1 - kept / total)
     host = case.work.pass_s + case.model.num_layers * case.work.layer_s
-    return 1 / (max(0.0, total - kept) / rate + host)
+    # hooks move module by module: three matrices an expert
+    modules = 3 * len(case.model.moe_layers) * case.model.num_experts
+    return float(1 / (moved * (total / rate + modules * module_s) + host))
 
 
 def _passes(data: Data, seed: int, progress: Progress) -> list[Claim]:
