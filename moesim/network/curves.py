@@ -21,12 +21,12 @@ PAYLOAD_SLACK = 2.0
 def curve_s(curve: RankCurve, payload_bytes: Seconds, dtype: str | None, link_ratio: float) -> Floats:
     """Seconds of one curve at ``payload_bytes``, ``(...)``.
 
-    Flat below the payloads measured, in proportion above. ``link_ratio`` is the rate of the links in use
-    over that of the links measured: what exceeds the smallest message's time shrinks with it.
+    Straight between the sizes measured, flat below them, in proportion above. ``link_ratio`` is the rate
+    of the links in use over that of the links measured: what exceeds the smallest message's time shrinks
+    with it.
     """
-    knots, values = np.log(curve.payload_bytes), np.log(curve.seconds)
-    payload = np.maximum(np.asarray(payload_bytes, dtype=np.float64), 1.0)
-    inside = np.exp(np.interp(np.log(payload), knots, values))
+    payload = np.asarray(payload_bytes, dtype=np.float64)
+    inside = np.interp(payload, curve.payload_bytes, curve.seconds)
     seconds = inside * np.maximum(payload / curve.payload_bytes[-1], 1.0)
     fixed = curve.seconds[0]
     seconds = fixed + np.maximum(seconds - fixed, 0.0) / link_ratio

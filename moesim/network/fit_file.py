@@ -35,7 +35,7 @@ class _Frozen(BaseModel):
 
 
 class RankCurve(_Frozen):
-    """Time against payload for one number of ranks: straight between knots in the logarithms.
+    """Time against payload for one number of ranks: straight between knots, so a start and a rate each.
 
     Attributes
     ----------

@@ -22,6 +22,9 @@ REFERENCE_ROW_BYTES = 7168.0
 """Payload at which the per-SM bandwidth is stated: a token of width 7,168 in fp8."""
 
 REFERENCE_SMS = 20.0
+MOST_OF_A_LINK = 0.9
+"""Assumed: the most that a kernel moves of a scale-up link; where SMs were the limit tables do not say."""
+
 MOST_NORM = 16.0
 """Sharper joins than this are maxima."""
 
@@ -74,16 +77,17 @@ def normal_s(moved: Moved, p: Mapping[str, float]) -> Any:
     Notes
     -----
     .. math:: t = \left\Vert a_0 + a_N \log_2 N,\;
-        a_T T \tfrac{20}{sms} + \left\Vert \tfrac{B'}{sms \, b_{sm}}, \tfrac{B'}{f_{up} b_{up}},
+        a_T T \tfrac{20}{sms} + \left\Vert \tfrac{B'}{sms \, b_{sm}}, \tfrac{B_{up}}{f_{up} b_{up}},
         \tfrac{B_{nic}}{f_{nic} b_{nic}} \right\Vert_p \right\Vert_q, \quad
         B' = B_{up} (row / 7168)^{g - 1}
 
-    Four domains or fewer are reached at the full rate, more at ``far`` of it.
+    What an SM copies in a second depends on the width of a row, what a link carries does not. Four domains
+    or fewer are reached at the full rate, more at ``far`` of it.
     """
     norm = min(max(p["norm"], 1.0), MOST_NORM)
     copied = moved.scale_up_bytes * (moved.row_bytes / REFERENCE_ROW_BYTES) ** (p["row_exponent"] - 1)
     by_sms = copied / (moved.sms * p["sm_bytes_per_s"])
-    by_link = copied / (p["scale_up_fraction"] * moved.scale_up_bytes_per_s)
+    by_link = moved.scale_up_bytes / (p["scale_up_fraction"] * moved.scale_up_bytes_per_s)
     reached = p["nic_fraction"] * np.where(np.greater(moved.num_domains, 4), p["far"], 1.0)
     by_nic = _over(moved.nic_bytes, reached * moved.nic_bytes_per_s)
     moving = (by_sms**norm + by_link**norm + by_nic**norm) ** (1 / norm)
@@ -156,7 +160,7 @@ FORMS: dict[str, Form] = {
             "domain_s": (5 * US, NS, MS),
             "token_s": (20 * NS, NS / MEGA, US),
             "sm_bytes_per_s": (24 * GB, GB, TB),
-            "scale_up_fraction": (0.9, 0.05, 4.0),
+            "scale_up_fraction": (0.81, 0.05, MOST_OF_A_LINK),
             "nic_fraction": (0.9, 0.1, 2.0),
             "far": (0.6, 0.1, 1.0),
             "row_exponent": (1.0, 0.4, 2.0),

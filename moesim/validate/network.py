@@ -54,21 +54,33 @@ def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:
 
 
 def _fsmoe(given: dict[str, Any]) -> Iterator[Claim]:
-    """Phases from the paper's own constants: dispatch and combine, gather and scatter, of one layer."""
-    times = {"all_to_all": 2, "all_gather": 1, "reduce_scatter": 1}
+    """Phases of a layer from the paper's own constants.
+
+    Dispatch and combine count the tokens of a rank; gather, scatter and the all-reduce of the attention's
+    gradients what a rank holds of a buffer that its node shares.
+    """
     for bed in given["testbeds"]:
         for row in bed["rows"]:
-            for phase, number in times.items():
-                if phase not in bed:
-                    continue
+            copied = given["copies"] * row["width"]
+            reduced = given["all_reduced"][row["model"]] * row["width"] ** 2
+            shares = {"all_gather": copied, "reduce_scatter": copied, "all_reduce": reduced}
+            sizes = {phase: whole / bed["ranks_per_node"] for phase, whole in shares.items()}
+            for phase, elements in {"all_to_all": copied, **sizes}.items():
                 line = bed[phase]
-                elements = given["copies"] * row["width"]
+                number = 2 if phase == "all_to_all" else 1
                 seconds = number * (line["start_s"] + line["per_element_s"] * elements)
                 name = f"FSMoE {bed['name']} {row['model']} {phase.replace('_', '-')}"
-                note = "" if phase == "all_to_all" else given["sizes"]
-                note += f"; {given['corrected']}" if line.get("corrected") else ""
+                notes = [given["shards"]] if phase in sizes else []
+                notes += [given[line["note"]]] if "note" in line else []
+                published_s = row[f"{phase}_s"]
                 yield Claim(
-                    name, given["source"], "s", row[f"{phase}_s"], seconds, given["tolerance"], note=note
+                    name,
+                    given["source"],
+                    "s",
+                    published_s,
+                    seconds,
+                    given["tolerance"],
+                    note="; ".join(notes),
                 )
 
 
