@@ -71,13 +71,13 @@ def rebalance(
         raise InputError.at(
             "window", window, f"1 to {len(steps) - 1}, below the {len(steps)} steps of the trace"
         )
-    current = _placed(steps[:window], shape, method, None, rng)
+    current = renewed(steps[:window], shape, method, None, rng)
     objectives, imbalance, moved = [], [], []
     for number in range(window, len(steps)):
         if every and number > window and (number - window) % every == 0:
-            renewed = _placed(steps[number - window : number], shape, method, current, rng)
-            moved.append((renewed.resident & ~current.resident).sum(axis=(0, 1)))
-            current = renewed
+            fresh = renewed(steps[number - window : number], shape, method, current, rng)
+            moved.append((fresh.resident & ~current.resident).sum(axis=(0, 1)))
+            current = fresh
         served = evaluate(steps[number], current)
         objectives.append(served.objective)
         imbalance.append(served.imbalance_ratio)
@@ -85,9 +85,13 @@ def rebalance(
     return Rebalanced(every, np.array(objectives), np.array(imbalance), counts)
 
 
-def _placed(
+def renewed(
     seen: Floats, shape: Problem, method: Method, before: Placement | None, rng: np.random.Generator
 ) -> Placement:
+    """Placement for steps ``(steps, layers, experts)``, on the ranks and slots of ``shape``.
+
+    Ranks are numbered so that as little as possible moves from ``before``.
+    """
     problem = Problem(
         seen.sum(axis=0), shape.num_ranks, shape.slots_per_rank, shape.ranks_per_node, shape.num_groups
     )

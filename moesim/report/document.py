@@ -257,6 +257,7 @@ class Service(_Part):
     kv_use_fraction: list[Amount]
     preemptions: list[Amount]
     instances: Annotated[list[ServiceInstance], Field(min_length=1)]
+    expert_imbalance: list[Amount] | None = None
 
     @model_validator(mode="after")
     def _one_clock(self) -> Self:

@@ -101,9 +101,21 @@ def service_over_time(document: Document) -> Figure | None:
     view = document["views"].get("serving")
     if not view or len(view["running"]) < 2:
         return None
-    figure, axes = new_figure(4.6, rows=3, sharex=True)
+    routed = view.get("expert_imbalance")
+    figure, axes = new_figure(6.0 if routed else 4.6, rows=4 if routed else 3, sharex=True)
     times = (np.arange(len(view["running"])) + 0.5) * view["bin_s"]
-    rates, loads, cache = axes
+    rates, loads, cache = axes[:3]
+    if routed:
+        ratio = np.array(routed)
+        axes[3].plot(
+            times[: len(ratio)],
+            np.where(ratio > 0, ratio, np.nan),
+            color=PALETTE[1],
+            linewidth=1.3,
+            label="largest over mean rank",
+        )
+        axes[3].set_ylabel("expert load")
+        axes[3].set_ylim(1)
     for place, (name, label) in enumerate(
         (("output_tokens_per_s", "output"), ("prompt_tokens_per_s", "prompt"))
     ):
@@ -124,7 +136,7 @@ def service_over_time(document: Document) -> Figure | None:
         )
     cache.set_ylabel("in use (%)")
     cache.set_ylim(0, 105 if hit or max(view["kv_use_fraction"]) > FULL / 2 else None)
-    cache.set_xlabel("time (s)")
+    axes[-1].set_xlabel("time (s)")
     for axis in axes:
         axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.96), ncols=2)
         axis.grid(axis="y", color=FAINT, alpha=0.25)

@@ -102,7 +102,7 @@ class Built:
             scenario.cluster.num_devices,
         )
         memory = _memory_question(scenario, self.model, self.plan, self.dtypes)
-        problem, solution = _placed(scenario, self.traffic, self.plan)
+        problem, solution = placed(scenario, self.traffic, self.plan)
         return replace(
             self,
             resolved=replace(self.resolved, scenario=scenario, tree=tree),
@@ -174,7 +174,7 @@ def build(resolved: Resolved) -> Built:
     if scenario.routing is not None:
         step_tokens = scenario.batch.tokens_per_rank * plan.attention_dp
         traffic = load_traffic(scenario.routing, model, step_tokens, scenario.seed)
-        problem, solution = _placed(scenario, traffic, plan)
+        problem, solution = placed(scenario, traffic, plan)
     scenario = _with_exchange(scenario, model, plan)
     resolved = replace(resolved, scenario=scenario)
     machine = machine_of(
@@ -231,7 +231,7 @@ def _check_batch(scenario: Scenario, plan: Plan, overlap: Overlap) -> None:
         raise InputError.at("batch.sequences_per_rank", sequences, accepted)
 
 
-def _placed(scenario: Scenario, traffic: Traffic, plan: Plan) -> tuple[PlacementProblem, Solution]:
+def placed(scenario: Scenario, traffic: Traffic, plan: Plan) -> tuple[PlacementProblem, Solution]:
     """Placement problem on the fit traffic, and its solution."""
     section = scenario.placement
     problem = PlacementProblem.with_redundancy(

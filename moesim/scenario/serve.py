@@ -15,6 +15,7 @@ from moesim.scenario.resolve import Resolved
 from moesim.scenario.result import Metric, Result, Sensitivity
 from moesim.scenario.serve_changes import changes_of
 from moesim.scenario.serving import Pool, Serving, build_serving
+from moesim.scenario.serving_experts import expert_numbers, expert_view
 from moesim.scenario.views import inputs_of, sources_of_cluster
 from moesim.serving.measures import Measures
 from moesim.serving.memo import Memo, MemoError
@@ -72,6 +73,8 @@ def run_serving(
     objectives = _objectives(built)
     found = numbers(built.workload, measures, objectives, built.num_devices)
     found |= _costs(built, measures, found)
+    experts = [made.experts for made in service.instances if made.experts is not None]
+    found |= expert_numbers(experts)
     parts = [_share_rows(built, pool, measures) for pool in built.pools]
     sigma = _sigma(built, parts, errors)
     bands = _bands(built, sigma)
@@ -91,7 +94,7 @@ def run_serving(
         evidence=_evidence(breakdown),
         sensitivity=changes,
         memory=_memory(built),
-        views={"serving": _view(built, measures, errors)},
+        views={"serving": _view(built, measures, errors) | expert_view(experts, measures.total().width_ps)},
         sources=[*sources_of_cluster(resolved.tree), *_engine_sources(built)],
         inputs=inputs_of([resolved.tree.source]),
         warnings=list(built.warnings),
@@ -205,7 +208,8 @@ def _bands(built: Serving, sigma: float) -> dict[str, tuple[float, float]]:
     draws = draw_errors(["serving/iteration"], runs, built.scenario.seed)["serving/iteration"]
     found: dict[str, list[float]] = {}
     for draw in np.sort(draws).tolist():
-        measures = built.service(built.iterations(float(np.exp(sigma * draw)), compared=True)).run()
+        scale = float(np.exp(sigma * draw))
+        measures = built.service(built.iterations(scale, compared=True), scale=scale).run()
         drawn = numbers(built.workload, measures, _objectives(built), built.num_devices)
         for name, (value, _) in drawn.items():
             found.setdefault(name, []).append(value)

@@ -16,9 +16,11 @@ from moesim.model import from_hf
 from moesim.parallel.plan import Plan
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
+from moesim.scenario.serving_experts import ServedExperts, served_experts
 from moesim.scenario.serving_schema import LengthSection
-from moesim.serving.deployment import Deployment
+from moesim.serving.deployment import ROUTING, Deployment
 from moesim.serving.engine import Engine
+from moesim.serving.expert_steps import ExpertsOf
 from moesim.serving.instances import engine_of, iterations_of
 from moesim.serving.iterations import Iterations
 from moesim.serving.policies import (
@@ -69,6 +71,8 @@ class Serving:
     pools : tuple of Pool
     workload : Workload
     warnings : tuple of str
+    experts : ServedExperts or None
+        Experts of every iteration; None: those of typical batches.
     """
 
     resolved: Resolved
@@ -76,6 +80,7 @@ class Serving:
     pools: tuple[Pool, ...]
     workload: Workload
     warnings: tuple[str, ...]
+    experts: ServedExperts | None = None
 
     @property
     def scenario(self) -> Scenario:
@@ -103,16 +108,29 @@ class Serving:
             for pool in self.pools
         ]
 
-    def service(self, iterations: list[Iterations], progress: Callable[[int], None] | None = None) -> Service:
-        """The service, ready to be run."""
+    @cached_property
+    def _expert_makers(self) -> list[Callable[[float], ExpertsOf] | None]:
+        if self.experts is None:
+            return [None for _ in self.pools]
+        return [self.experts.of(pool.deployment, _link_rate(pool.deployment)) for pool in self.pools]
+
+    def service(
+        self,
+        iterations: list[Iterations],
+        progress: Callable[[int], None] | None = None,
+        *,
+        scale: float = 1.0,
+    ) -> Service:
+        """The service, ready to be run; ``scale`` is that of its iterations."""
         section = self.scenario.serving
         added = {change.instance for change in section.changes if change.kind == "add"}
         specs: list[InstanceSpec] = []
-        for pool, prices in zip(self.pools, iterations, strict=True):
+        for pool, prices, maker in zip(self.pools, iterations, self._expert_makers, strict=True):
+            experts = maker(scale) if maker else None
             for _ in range(pool.count):
                 ranks = pool.deployment.plan.attention_dp
                 starts = len(specs) not in added
-                specs.append(InstanceSpec(pool.engine, prices, ranks, pool.role, starts))
+                specs.append(InstanceSpec(pool.engine, prices, ranks, pool.role, starts, experts))
         return Service(
             self.workload,
             specs,
@@ -182,11 +200,9 @@ def build_serving(resolved: Resolved) -> Serving:
     section = scenario.serving
     warnings: list[str] = []
     profile = _profile(scenario, warnings)
-    generator = "uniform"
+    generator = ROUTING
     if scenario.routing is not None and scenario.routing.generator is not None:
         generator = scenario.routing.generator
-    elif scenario.routing is not None:
-        warnings.append("routing of serving iterations is drawn uniformly, not replayed from the trace")
     if (section.prefill is None) != (section.decode is None):
         raise InputError([Problem("serving", "prefill and decode pools need each other; one is missing")])
     model = from_hf(resolved.tree.sub("model"), resolved.model_name)
@@ -210,9 +226,12 @@ def build_serving(resolved: Resolved) -> Serving:
             max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
             max_num_seqs=scenario.engine.max_num_seqs,
             generator=generator,
+            redundant_experts=scenario.placement.redundant_experts if model.num_experts else 0,
         )
         pools.append(Pool(role, count, deployment, engine_of(deployment, _changes(scenario, deployment))))
-    serving = Serving(resolved, profile, tuple(pools), _workload(scenario), tuple(warnings))
+    workload = _workload(scenario)
+    experts, told = served_experts(scenario, pools[0].deployment, workload.num_requests)
+    serving = Serving(resolved, profile, tuple(pools), workload, (*warnings, *told), experts)
     if serving.num_devices > scenario.cluster.num_devices:
         have = scenario.cluster.num_devices
         message = f"the instances need {serving.num_devices} devices, the cluster has {have}"

@@ -108,6 +108,19 @@ class ChangeSection(_Strict):
     )
 
 
+class RebalanceSection(_Strict):
+    """Placing experts anew while the service runs, by the method of ``placement``."""
+
+    every_steps: int = Field(3000, ge=1, description="iterations of an instance between two placements")
+    window_steps: int = Field(1000, ge=1, description="iterations before it that a placement is made from")
+
+
+class DispatchSection(_Policy):
+    """Who serves the tokens of an expert: a run-time policy that sees each batch."""
+
+    policy: str = Field("even", description="registered split policy; other fields are its parameters")
+
+
 class SloSection(_Strict):
     """Largest latencies that count as good."""
 
@@ -124,6 +137,10 @@ class ServingSection(_Strict):
     decode: PoolSection | None = Field(None, description="instances that only decode")
     router: RouterSection = RouterSection()
     changes: tuple[ChangeSection, ...] = ()
+    rebalance: RebalanceSection | None = Field(
+        None, description="experts are placed anew; default: they stay"
+    )
+    dispatch: DispatchSection | None = Field(None, description="tokens over copies; default: evenly")
     slo: SloSection = SloSection()
     step_times: Literal["memo", "exact"] = "memo"
     band_runs: int = Field(8, ge=2, le=256, description="runs with drawn errors of step times behind bands")

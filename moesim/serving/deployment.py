@@ -46,6 +46,8 @@ class Deployment:
         Limits of an iteration; None: the engine's defaults.
     generator : str
         Routing generator of the experts that tokens choose.
+    redundant_experts : int
+        Copies of a layer beside one of each expert, over all ranks: they take memory from the cache.
     """
 
     model: ModelSpec
@@ -56,9 +58,11 @@ class Deployment:
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
     generator: str = ROUTING
+    redundant_experts: int = 0
 
     def __post_init__(self) -> None:
-        check_plan(self.plan, self.model, self.model.num_experts, self.cluster.num_devices)
+        slots = self.model.num_experts + self.redundant_experts
+        check_plan(self.plan, self.model, slots, self.cluster.num_devices)
         if self.model.has_encoder:
             raise InputError([Problem("model", "an encoder-decoder model cannot be served by these engines")])
 
@@ -95,6 +99,7 @@ class Deployment:
             Fabric.of(self.cluster, self.plan.num_devices),
             self.profile.kernels,
             self.generator,
+            self.redundant_experts,
         )
 
     def step_times(self, tier: Literal["exact", "table"] = "table") -> DeploymentTimes:
@@ -149,7 +154,9 @@ class Deployment:
 
     def _resident_bytes(self, context_tokens: int, capacity_bytes: float) -> float:
         """Weights, buffers and one sequence of so many tokens on the fullest rank."""
-        occupancy = Occupancy(float(context_tokens > 0), context_tokens, self.token_budget)
+        occupancy = Occupancy(
+            float(context_tokens > 0), context_tokens, self.token_budget, self.redundant_experts
+        )
         book = ledger(
             self.model,
             self.plan,

@@ -8,14 +8,17 @@ where something arrives in the middle of it.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from functools import partial
 from heapq import heappop, heappush
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.engine.agenda import Agenda
 from moesim.serving.admission import admit
 from moesim.serving.engine import Engine
+from moesim.serving.expert_steps import StepExperts
 from moesim.serving.iterations import Iterations, PerRank
 from moesim.serving.live import NEVER, Live
 from moesim.serving.measures import Measures
@@ -60,6 +63,8 @@ class Instance:
         Attention-DP ranks.
     agenda, measures, owner
         Clock, records, and whom to tell.
+    experts : StepExperts, optional
+        Experts of each iteration; without, prices hold those of a typical one.
     """
 
     def __init__(
@@ -71,8 +76,9 @@ class Instance:
         agenda: Agenda,
         measures: Measures,
         owner: Owner,
+        experts: StepExperts | None = None,
     ) -> None:
-        self.index, self.engine = index, engine
+        self.index, self.engine, self.experts = index, engine, experts
         self.pricer = Pricer(iterations, num_ranks)
         self.agenda, self.measures, self.owner = agenda, measures, owner
         self.ranks = [Rank(engine) for _ in range(num_ranks)]
@@ -293,12 +299,28 @@ class Instance:
         batch = self._batch() if self._decoding else None
         if batch is None or self._chunks or swapped or single:
             chunks = ((index, chunk, before) for index, _, chunk, before in self._chunks)
-            return [now + self.pricer.step_ps(chunks, batch, swapped * self.engine.swap_s_per_block)]
+            extra_s = swapped * self.engine.swap_s_per_block
+            if self.experts is not None:
+                prompts = [(live.request, chunk, before) for _, live, chunk, before in self._chunks]
+                extra_s += self.experts.mixed_s(*self._emitted(), prompts)
+            return [now + self.pricer.step_ps(chunks, batch, extra_s)]
         self._refresh()
         while not self._finishing_at(self._finish_steps[0]):
             del self._finishing[heappop(self._finish_steps)]
         most = min(self._finish_steps[0] + 1, *self._safe) - self._step
-        return self.pricer.run_ends(now, max(most, 1), batch, self.owner.next_arrival_ps())
+        beside = None if self.experts is None else partial(self.experts.decodes_s, *self._emitted())
+        return self.pricer.run_ends(now, max(most, 1), batch, self.owner.next_arrival_ps(), beside)
+
+    def _emitted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Requests that decode in the next iteration, and the tokens that each has emitted."""
+        pairs = [
+            (live.request, live.generated - live.joined + self._step)
+            for rank in self.ranks
+            for live in rank.running
+            if live.joined != NEVER
+        ]
+        table = np.array(pairs if self._decoding else [], dtype=np.int64).reshape(-1, 2)
+        return table[:, 0], table[:, 1]
 
     def _finishing_at(self, step: int) -> dict[Live, int]:
         """Requests that emit their last token at a decode step, without those who left the batch before."""
@@ -323,6 +345,8 @@ class Instance:
             emitted += self._num_decodes * count
             self._gaps(ends, count, self._num_decodes)
             self._step += count
+        if self.experts is not None:
+            self.experts.done(self._began_ps, ends[:count])
         self._record(end, count, emitted)
         if self._decoding:
             self._finish(end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import frexp, ldexp
 
 import numpy as np
@@ -56,19 +57,25 @@ class GapHistogram:
 
 
 class Series:
-    """Sums in bins of time that widen as time goes on."""
+    """Sums in bins of time that widen as time goes on.
 
-    def __init__(self) -> None:
-        self.width_ps = FIRST_WIDTH_PS
+    Parameters
+    ----------
+    names : tuple of str
+        Of the columns.
+    """
+
+    def __init__(self, names: tuple[str, ...] = SERIES) -> None:
+        self.names, self.width_ps = names, FIRST_WIDTH_PS
         self.rows: list[list[float]] = []
 
     def add(self, start_ps: int, end_ps: int, values: tuple[float, ...]) -> None:
-        """Spread ``values`` (in the order of :data:`SERIES`) evenly over ``[start_ps, end_ps]``."""
+        """Spread ``values`` (in the order of the names) evenly over ``[start_ps, end_ps]``."""
         while end_ps >= self.width_ps * NUM_BINS:
             self._widen()
         first, last = start_ps // self.width_ps, end_ps // self.width_ps
         while len(self.rows) <= last:
-            self.rows.append([0.0] * len(SERIES))
+            self.rows.append([0.0] * len(self.names))
         if first == last:
             row = self.rows[first]
             for i, value in enumerate(values):
@@ -83,7 +90,7 @@ class Series:
 
     def _widen(self) -> None:
         self.width_ps *= 2
-        rows = self.rows if len(self.rows) % 2 == 0 else [*self.rows, [0.0] * len(SERIES)]
+        rows = self.rows if len(self.rows) % 2 == 0 else [*self.rows, [0.0] * len(self.names)]
         self.rows = [
             [a + b for a, b in zip(*pair, strict=True)] for pair in zip(rows[::2], rows[1::2], strict=True)
         ]
@@ -96,7 +103,7 @@ class Series:
 
     def column(self, name: str) -> Floats:
         """One series, ``(bin,)``."""
-        return np.array([row[SERIES.index(name)] for row in self.rows], dtype=np.float64)
+        return np.array([row[self.names.index(name)] for row in self.rows], dtype=np.float64)
 
 
 class Measures:
@@ -137,11 +144,16 @@ class Measures:
 
     def total(self) -> Series:
         """Series of all instances together, whose own now have bins of the same width."""
-        result = Series()
-        result.width_ps = max(series.width_ps for series in self.series)
-        for series in self.series:
-            rows = series.widened(result.width_ps)
-            result.rows += [[0.0] * len(SERIES) for _ in range(len(rows) - len(result.rows))]
-            for row, own in zip(result.rows, rows, strict=False):
-                row[:] = [a + b for a, b in zip(row, own, strict=True)]
-        return result
+        return together(self.series)
+
+
+def together(parts: Sequence[Series], width_ps: int = 0) -> Series:
+    """Sum of series with the same names, whose own now have bins of its width, at least ``width_ps``."""
+    result = Series(parts[0].names)
+    result.width_ps = max(width_ps, *(series.width_ps for series in parts))
+    for series in parts:
+        rows = series.widened(result.width_ps)
+        result.rows += [[0.0] * len(result.names) for _ in range(len(rows) - len(result.rows))]
+        for row, own in zip(result.rows, rows, strict=False):
+            row[:] = [a + b for a, b in zip(row, own, strict=True)]
+    return result

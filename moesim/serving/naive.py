@@ -14,6 +14,7 @@ import numpy as np
 from moesim.engine.agenda import Agenda
 from moesim.serving.cache import PrefixCache
 from moesim.serving.engine import Engine
+from moesim.serving.expert_steps import StepExperts
 from moesim.serving.instance import ENDS, PLANS, Owner
 from moesim.serving.iterations import Iterations, PerRank
 from moesim.serving.live import NEVER, Live
@@ -99,8 +100,9 @@ class NaiveInstance:
         agenda: Agenda,
         measures: Measures,
         owner: Owner,
+        experts: StepExperts | None = None,
     ) -> None:
-        self.index, self.engine = index, engine
+        self.index, self.engine, self.experts = index, engine, experts
         self.agenda, self.measures, self.owner = agenda, measures, owner
         self.pricer = Pricer(iterations, num_ranks)
         self.ranks = [NaiveRank(engine) for _ in range(num_ranks)]
@@ -164,12 +166,20 @@ class NaiveInstance:
             return
         self._busy, self._began_ps = True, self.agenda.now_ps
         extra_s = moved * self.engine.swap_s_per_block if self.engine.preemption == "swap" else 0.0
+        if self.experts is not None:
+            extra_s += self._experts_s(self.experts)
         chunks = [(index, tokens, before) for index, _, tokens, before in self._chunks]
         batch = self._sums() if self._decoders else None
         self._token += 1
         self.agenda.call(
             self._ended, delay_ps=self.pricer.step_ps(chunks, batch, extra_s), phase=ENDS, value=self._token
         )
+
+    def _experts_s(self, experts: StepExperts) -> float:
+        decoding = [(sequence.live.request, sequence.live.generated) for _, sequence in self._decoders]
+        table = np.array(decoding, dtype=np.int64).reshape(-1, 2)
+        prompts = [(s.live.request, tokens, before) for _, s, tokens, before in self._chunks]
+        return experts.mixed_s(table[:, 0], table[:, 1], prompts)
 
     def _sums(self) -> tuple[PerRank, PerRank]:
         decodes = np.zeros(len(self.ranks), dtype=np.int64)
@@ -312,6 +322,8 @@ class NaiveInstance:
             return
         now, self._busy = self.agenda.now_ps, False
         self.measures.num_steps += 1
+        if self.experts is not None:
+            self.experts.done(self._began_ps, [now])
         for index, sequence in self._decoders:
             sequence.kv_tokens += 1
             self._emit(index, sequence, now)

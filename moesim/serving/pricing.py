@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moesim.serving.iterations import NOTHING, Iterations, PerRank, Prefill
+from moesim.serving.step_times import Floats
 from moesim.units import PS_PER_S
 
 LONGEST_RUN = 4096
@@ -48,9 +49,23 @@ class Pricer:
         decodes, contexts = batch or (self._nobody, self._nobody)
         return self._picoseconds(self.iterations.one(self._sums(chunks), decodes, contexts) + extra_s)
 
-    def run_ends(self, now_ps: int, most: int, batch: tuple[PerRank, PerRank], until_ps: int) -> list[int]:
-        """Ends of up to ``most`` decode iterations, few more than are needed to reach ``until_ps``. [ps]"""
+    def run_ends(
+        self,
+        now_ps: int,
+        most: int,
+        batch: tuple[PerRank, PerRank],
+        until_ps: int,
+        beside_s: Callable[[int], Floats] | None = None,
+    ) -> list[int]:
+        """Ends of up to ``most`` decode iterations, few more than are needed to reach ``until_ps``. [ps]
+
+        ``beside_s`` says what each of the next so many takes beside its price; it may answer fewer.
+        """
         decodes, contexts = batch
+        if beside_s is not None:
+            left = self._many(now_ps, most, until_ps)
+            beside = beside_s(left if self._each_ps else 1)
+            return self._cumulated(now_ps, decodes, contexts, len(beside), beside)
         end, ends = now_ps, []
         few = FEW if self.num_ranks == 1 or not self._each_ps else 0
         for _ in range(min(most, few)):
@@ -59,16 +74,26 @@ class Pricer:
             if end >= until_ps:
                 return ends
             contexts = contexts + decodes
-        each = (end - now_ps) // len(ends) if ends else self._each_ps
+        if ends:
+            self._each_ps = (end - now_ps) // len(ends)
+        left = self._many(end, most - len(ends), until_ps)
+        return ends + self._cumulated(end, decodes, contexts, left) if left > 0 else ends
+
+    def _many(self, now_ps: int, most: int, until_ps: int) -> int:
+        """Iterations that one pass prices, as long as the last ones were."""
         longest = max(LONGEST_RUN // self.num_ranks, FEW)
-        left = min(most - len(ends), (until_ps - end) // max(each, 1) + 1, longest)
-        if left > 0:
-            grown = np.multiply.outer(np.arange(left, dtype=np.int64), decodes)
-            sums = np.asarray(grown + contexts, dtype=np.int64)
-            seconds = self.iterations.run(decodes, sums) * self.slowdown
-            each_ps = np.maximum(np.rint(seconds * PS_PER_S).astype(np.int64), 1)
-            self._each_ps = int(each_ps[-1])
-            ends += (np.cumsum(each_ps) + end).tolist()
+        return min(most, (until_ps - now_ps) // max(self._each_ps, 1) + 1, longest)
+
+    def _cumulated(
+        self, now_ps: int, decodes: PerRank, contexts: PerRank, count: int, beside_s: Floats | float = 0.0
+    ) -> list[int]:
+        """Ends of ``count`` iterations, each a token of every sequence after the one before. [ps]"""
+        grown = np.multiply.outer(np.arange(count, dtype=np.int64), decodes)
+        sums = np.asarray(grown + contexts, dtype=np.int64)
+        seconds = (self.iterations.run(decodes, sums) + beside_s) * self.slowdown
+        each_ps = np.maximum(np.rint(seconds * PS_PER_S).astype(np.int64), 1)
+        self._each_ps = int(each_ps[-1])
+        ends: list[int] = (np.cumsum(each_ps) + now_ps).tolist()
         return ends
 
     def _picoseconds(self, seconds: float) -> int:

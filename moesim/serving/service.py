@@ -12,6 +12,7 @@ from moesim.engine.agenda import Agenda
 from moesim.errors import InfeasibleError
 from moesim.evidence import rng_for
 from moesim.serving.engine import Engine
+from moesim.serving.expert_steps import ExpertsOf, StepExperts
 from moesim.serving.instance import ENDS, ROUTES, Instance
 from moesim.serving.iterations import Iterations
 from moesim.serving.live import NEVER, Live
@@ -36,6 +37,8 @@ class InstanceSpec:
         ``prefill`` instances hand a request over after its first token, ``decode`` instances take it.
     starts : bool
         There from the beginning; otherwise an ``up`` change brings it.
+    experts : callable, optional
+        Makes its :class:`~moesim.serving.expert_steps.StepExperts`.
     """
 
     engine: Engine
@@ -43,6 +46,7 @@ class InstanceSpec:
     num_ranks: int = 1
     role: Role = "both"
     starts: bool = True
+    experts: ExpertsOf | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class InstanceType(Protocol):
         agenda: Agenda,
         measures: Measures,
         owner: Service,
+        experts: StepExperts | None = None,
     ) -> Instance:
         """One instance."""
         ...
@@ -141,9 +146,10 @@ class Service:
         self.agenda = Agenda()
         self.measures = Measures(workload.num_requests, len(self.specs))
         self.measures.delivery_tokens = self.specs[-1].engine.delivery_tokens
+        clock = (self.agenda, self.measures, self)
         self.instances = [
-            make(i, spec.engine, spec.iterations, spec.num_ranks, self.agenda, self.measures, self)
-            for i, spec in enumerate(self.specs)
+            make(i, s.engine, s.iterations, s.num_ranks, *clock, s.experts() if s.experts else None)
+            for i, s in enumerate(self.specs)
         ]
         self._open = [spec.starts for spec in self.specs]
         self._transfer, self._progress = transfer, progress

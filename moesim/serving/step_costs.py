@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from moesim.evidence import Estimate, Grade
 from moesim.kernels.cost import FAMILY, KernelCost
+from moesim.kernels.histogram import ExpertLoad
 from moesim.model import Dtypes, ModelSpec
 from moesim.model.dtypes import bytes_per_element
 from moesim.model.layer_ops import (
@@ -113,6 +114,8 @@ class StepCosts:
         How the engine runs experts, exchanges and quantisation.
     generator : str
         Routing generator that experts are drawn from.
+    redundant_experts : int
+        Copies of a layer beside one of each expert, over all ranks.
     """
 
     model: ModelSpec
@@ -122,6 +125,7 @@ class StepCosts:
     fabric: Fabric
     kernels: Kernels
     generator: str = "matched"
+    redundant_experts: int = 0
 
     def by_tokens(self, tokens: Floats, *, graph_tokens: int) -> tuple[Term, ...]:
         """Everything that one attention rank does for its new tokens and that needs no other rank's.
@@ -251,9 +255,33 @@ class StepCosts:
         alike = shared is not None and shared.width == moe.expert_width and self.plan.ep == 1
         return alike and self.kernels.shared_experts == "fused"
 
+    def mean_experts_s(self, tokens: Floats) -> Floats:
+        """Experts of the slowest rank over all layers, mean of drawn batches, ``(sample,)``. [s]"""
+        each = self._expert_layers.items()
+        return np.asarray(sum(count * self._experts(moe, tokens).seconds for moe, count in each))
+
+    def experts_of(self, load: ExpertLoad, tokens: Floats) -> Floats:
+        """The same for given loads, each ``(layer, expert-parallel rank, sample)``, of some layers.
+
+        Layers of another kind than the first are taken to be loaded alike.
+        """
+        each = self._expert_layers.items()
+        return np.asarray(sum(count * self._slowest(moe, load, tokens).seconds for moe, count in each))
+
+    @cached_property
+    def _expert_layers(self) -> dict[MoeSpec, int]:
+        """Layers with experts of each kind."""
+        found: dict[MoeSpec, int] = {}
+        for layer, count in self._kinds:
+            if layer.moe is not None:
+                found[layer.moe] = found.get(layer.moe, 0) + count
+        return found
+
     def _experts(self, moe: MoeSpec, tokens: Floats) -> Estimate:
+        return self._slowest(moe, self._draws(moe).loads(tokens), tokens)
+
+    def _slowest(self, moe: MoeSpec, load: ExpertLoad, tokens: Floats) -> Estimate:
         """Mean over layers of the slowest rank's time."""
-        load = self._draws(moe).loads(tokens)
         if self._fuses(moe):
             load = with_shared(load, tokens)
         estimate = self.cost.experts(self._expert_op(moe), load)
@@ -261,7 +289,7 @@ class StepCosts:
         return replace(estimate, seconds=np.where(tokens > 0, seconds, 0.0))
 
     def _expert_op(self, moe: MoeSpec) -> GroupedExperts:
-        slots = moe.num_experts // self.plan.ep + self._fuses(moe)
+        slots = (moe.num_experts + self.redundant_experts) // self.plan.ep + self._fuses(moe)
         return expert_op(moe, self.model.hidden_size, slots, self.dtypes, moe_tp=self.plan.moe_tp)
 
     def _exchange(self, moe: MoeSpec, tokens: Floats, phase: Phase) -> Estimate:

@@ -172,11 +172,11 @@ class TabulatedParts:
 
     def tokens(self, tokens: Floats) -> Floats:
         """As :class:`Parts`."""
-        return _along(tokens, self._own, self._own_s)
+        return along(tokens, self._own, self._own_s)
 
     def stage(self, tokens: Floats) -> Floats:
         """As :class:`Parts`."""
-        return _along(tokens, self._stage, self._stage_s)
+        return along(tokens, self._stage, self._stage_s)
 
     def decode(self, sequences: Floats, context: Floats) -> Floats:
         """As :class:`Parts`."""
@@ -188,11 +188,11 @@ class TabulatedParts:
 
     def head(self, rows: Floats) -> Floats:
         """As :class:`Parts`."""
-        return np.where(rows > 0, _along(rows, self._rows, self._rows_s), 0.0)
+        return np.where(rows > 0, along(rows, self._rows, self._rows_s), 0.0)
 
     def draft(self, sequences: Floats) -> Floats:
         """As :class:`Parts`."""
-        return _along(sequences, self._rows, self._draft_s)
+        return along(sequences, self._rows, self._draft_s)
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def token_grid(most: float, exactly: Sequence[float] = ()) -> Floats:
     return np.unique([n for n in (*grid, *exactly, float(most)) if n <= most])
 
 
-def _along(at: Floats, grid: Floats, values: Floats) -> Floats:
+def along(at: Floats, grid: Floats, values: Floats) -> Floats:
     """Linear between grid points and, with the last slope, beyond."""
     index, share = _place(at, grid)
     return np.asarray(values[index] * (1 - share) + values[index + 1] * share)

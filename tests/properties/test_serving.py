@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trace_samples import small_trace
 
 from moesim.evidence import rng_for
 from moesim.serving.engine import Engine
+from moesim.serving.expert_steps import Fixed, StepExperts
 from moesim.serving.instance import Instance
 from moesim.serving.iterations import Exact
 from moesim.serving.memo import Memo
 from moesim.serving.naive import NaiveInstance
 from moesim.serving.policies import batching_policies, routers
+from moesim.serving.request_rows import RequestRows
 from moesim.serving.service import Change, InstanceSpec, Service, Transfer
 from moesim.serving.workload import Workload
 from moesim.units import PS_PER_S
@@ -103,6 +106,48 @@ def _with_segments(flow, rng, engine):
     )
 
 
+@dataclass(frozen=True)
+class PerRow:
+    """Each row of the slowest rank costs as much, and each touched expert."""
+
+    drafts = 0
+    gain = 1.0
+
+    def beside_mean_s(self, load, tokens):
+        slowest = (load.rows * 3e-6 + load.touched * 1e-5).max(axis=1).sum(axis=0)
+        return slowest - tokens * 1e-6
+
+
+class Turning:
+    """Experts move to the next rank every third iteration, which costs time."""
+
+    def __init__(self):
+        self.age = self.turned = self.seen = 0
+
+    def _fixed(self):
+        return Fixed(np.roll(np.tile([0, 1, 2, 3, 0, 2], (3, 1)), self.turned, axis=1), 2, 4)
+
+    def spread(self, counts):
+        return self._fixed().spread(counts)
+
+    def horizon(self):
+        return 3 - self.age
+
+    def done(self, counts):
+        self.age += len(counts)
+        self.seen += int(counts.sum())
+        if self.age < 3:
+            return 0.0
+        self.age, self.turned = 0, self.seen
+        return 2e-4
+
+
+def experts_of(count, seed):
+    trace = small_trace(requests=6, experts=4, seed=seed, empty=0.1)
+    rows = RequestRows.of(trace, count, seed=seed)
+    return lambda: StepExperts(rows, PerRow(), Turning())
+
+
 @st.composite
 def services(draw):
     engine = draw(engines())
@@ -114,7 +159,8 @@ def services(draw):
     disaggregated = draw(st.booleans())
     count = 2 if disaggregated else draw(st.integers(1, 3))
     roles = ["prefill", "decode"] if disaggregated else ["both"] * count
-    specs = [InstanceSpec(engine, iterations, num_ranks, role) for role in roles]
+    experts = draw(st.sampled_from([None, experts_of(flow.num_requests, seed=num_ranks)]))
+    specs = [InstanceSpec(engine, iterations, num_ranks, role, experts=experts) for role in roles]
     changes = []
     for _ in range(draw(st.integers(0, 2))):
         instance, at_s = draw(st.integers(0, count - 1)), draw(st.floats(0.001, 0.5))
@@ -132,11 +178,17 @@ def play(make, setting):
     return service, service.run()
 
 
+def routed(service):
+    """Sums over time of what the experts of every instance recorded."""
+    found = [instance.experts for instance in service.instances if instance.experts is not None]
+    return [[e.moves, *(float(e.series.column(n).sum()) for n in e.series.names)] for e in found]
+
+
 @settings(max_examples=80, deadline=None)
 @given(services())
 def test_lazy_is_naive(setting):
     service, lazy = play(Instance, setting)
-    _, naive = play(NaiveInstance, setting)
+    oracle, naive = play(NaiveInstance, setting)
     for name in (
         "arrival_ps",
         "first_scheduled_ps",
@@ -152,6 +204,7 @@ def test_lazy_is_naive(setting):
     ):
         assert getattr(lazy, name) == getattr(naive, name), name
     assert lazy.gaps.weights == naive.gaps.weights
+    assert routed(service) == [pytest.approx(sums, rel=1e-9) for sums in routed(oracle)]
 
 
 @settings(max_examples=50, deadline=None)
