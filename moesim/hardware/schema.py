@@ -104,6 +104,9 @@ class Node(Sourced):
     scale_up_kind : str
         ``nvswitch`` (every pair at full rate), ``nvlink_pairs`` (0-1, 2-3, ...; others over PCIe),
         ``xgmi_mesh`` (rate split over the peers), ``pcie`` or ``none``.
+    peer : Link, optional
+        What two devices without a fabric reach of one another, where that is less than their links to the
+        host: no direct access between them, so that bytes turn round in the root complex or host memory.
     host : Host
         Processors and memories.
     nic : Link or None
@@ -119,6 +122,7 @@ class Node(Sourced):
     pim: Device | None = None
     scale_up: Link | None
     scale_up_kind: ScaleUpKind
+    peer: Link | None = None
     host: Host
     nic: Link | None
     num_nics: Annotated[int, Field(ge=0, strict=True)]
@@ -133,6 +137,9 @@ class Node(Sourced):
             raise ValueError(message)
         if self.scale_up_kind == "none" and self.num_devices > 1:
             message = f"num_devices={self.num_devices} cannot reach one another with scale_up_kind none"
+            raise ValueError(message)
+        if self.peer is not None and self.scale_up_kind != "pcie":
+            message = f"peer is for devices that meet over PCIe; scale_up_kind is {self.scale_up_kind}"
             raise ValueError(message)
         if self.host.pcie is None and self.scale_up_kind in {"pcie", "nvlink_pairs"}:
             message = f"scale_up_kind {self.scale_up_kind} needs host.pcie"

@@ -254,4 +254,4 @@ class Fabric:
 
 def local_link(node: Node) -> Link | Any:
     """Link of a device to its peers in the node: without a fabric the host's, of sockets their memory."""
-    return node.scale_up or node.host.pcie or node.host.dram
+    return node.scale_up or node.peer or node.host.pcie or node.host.dram
