@@ -113,9 +113,7 @@ def _costs(
     """KV use, energy and money."""
     total = measures.total()
     length_ps = max(measures.finish_ps)
-    blocks = sum(
-        pool.count * pool.deployment.plan.attention_dp * pool.engine.num_blocks for pool in built.pools
-    )
+    blocks = sum(pool.count * pool.deployment.num_ranks * pool.engine.num_blocks for pool in built.pools)
     device = built.scenario.cluster.node.device
     busy = sum(min(_busy_fraction(series.column("steps"), series.rows), 1.0) for series in measures.series)
     share = busy / len(measures.series)
@@ -144,7 +142,7 @@ def _typical(pool: Pool, measures: Measures, built: Serving) -> StepShape:
     own = [measures.series[i] for i in _members(built, pool)]
     steps = sum(float(series.column("steps").sum()) for series in own)
     tokens = sum(float(series.column("output_tokens").sum()) for series in own)
-    ranks = pool.deployment.plan.attention_dp
+    ranks = pool.deployment.num_ranks
     batch = max(tokens / max(steps, 1.0) / ranks, 1.0)
     context = float(np.mean(built.workload.input_tokens + built.workload.output_tokens / 2))
     ones = np.ones((1, ranks))
@@ -301,9 +299,7 @@ def _view(built: Serving, measures: Measures, errors: list[MemoError]) -> dict[s
             curves[name] = [round(float(v), 6) for v in np.percentile(values, percents)]
     total = measures.total()
     width_s = total.width_ps / PS_PER_S
-    blocks = sum(
-        pool.count * pool.deployment.plan.attention_dp * pool.engine.num_blocks for pool in built.pools
-    )
+    blocks = sum(pool.count * pool.deployment.num_ranks * pool.engine.num_blocks for pool in built.pools)
     slo = built.scenario.serving.slo
     return {
         "latency_curves": curves,

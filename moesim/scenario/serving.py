@@ -128,7 +128,7 @@ class Serving:
         for pool, prices, maker in zip(self.pools, iterations, self._expert_makers, strict=True):
             experts = maker(scale) if maker else None
             for _ in range(pool.count):
-                ranks = pool.deployment.plan.attention_dp
+                ranks = pool.deployment.num_ranks
                 starts = len(specs) not in added
                 specs.append(InstanceSpec(pool.engine, prices, ranks, pool.role, starts, experts))
         return Service(
@@ -248,9 +248,6 @@ def _plan(scenario: Scenario, own: dict[str, Any] | None, field: str) -> Plan:
             msg = f"{field}.{unknown[0]}"
             raise InputError.at(msg, own[unknown[0]], accepted)
         values = type(values)(**own)
-    if values.pp != 1:
-        msg = f"{field}.pp"
-        raise InputError.at(msg, values.pp, "1: pipelined instances are not served yet")
     return Plan.of(values.tp, values.pp, values.attention_dp, values.ep, values.moe_tp)
 
 

@@ -233,6 +233,9 @@ def served_experts(
         if wants:
             raise InputError([Problem("routing", f"missing ({wants} needs traffic)")])
         return None, []
+    if deployment.plan.pp > 1:
+        accepted = "1: experts of single iterations are not told apart by stage"
+        raise InputError.at("plan.pp", deployment.plan.pp, accepted)
     traffic = load_traffic(scenario.routing, deployment.model, 1, scenario.seed)
     rows = RequestRows.of(traffic.held_out, num_requests, seed=scenario.seed)
     return ServedExperts(scenario, traffic, rows), list(traffic.warnings)

@@ -72,9 +72,14 @@ class Deployment:
         return self.max_num_batched_tokens or self.profile.max_num_batched_tokens
 
     @property
+    def num_ranks(self) -> int:
+        """Ranks of the clock: attention ranks of a stage, once for each batch that is in the pipeline. [-]"""
+        return self.plan.attention_dp * self.plan.pp
+
+    @property
     def sequence_limit(self) -> int:
-        """Most sequences of a rank."""
-        return self.max_num_seqs or self.profile.max_num_seqs
+        """Most sequences of a rank; those of an engine are spread over the batches in its pipeline."""
+        return -(-(self.max_num_seqs or self.profile.max_num_seqs) // self.plan.pp)
 
     @property
     def drafts(self) -> int:
@@ -122,7 +127,7 @@ class Deployment:
         return DeploymentTimes(self, parts)
 
     def cache_tokens(self) -> int:
-        """Tokens of KV cache on one attention rank, beside weights and buffers. [tokens]
+        """Tokens of KV cache of one rank of the clock, beside weights and buffers. [tokens]
 
         Raises
         ------
@@ -135,7 +140,7 @@ class Deployment:
         per_token = (full - empty) / PROBE_TOKENS
         if room < per_token:
             raise self._no_room(empty, capacity)
-        return int(room / per_token) if per_token > 0 else int(np.iinfo(np.int64).max)
+        return int(room / per_token) // self.plan.pp if per_token > 0 else int(np.iinfo(np.int64).max)
 
     def cache_bytes_per_token(self) -> float:
         """Cache of one more token on one rank, over all layers. [bytes]"""
@@ -184,11 +189,25 @@ class DeploymentTimes:
 
     @property
     def num_ranks(self) -> int:
-        """Attention-DP ranks."""
-        return self.deployment.plan.attention_dp
+        """Ranks of the shapes that are understood."""
+        return self.deployment.num_ranks
 
     def seconds(self, shapes: StepShape) -> Floats:
         """Device time of each iteration, ``(sample,)``. [s]
+
+        In a pipeline as many batches are at work as it has stages; they follow each other in order, so that
+        a round takes what the slowest needs for all stages, each as long as the largest.
+        """
+        plan, layers = self.deployment.plan, self.deployment.model.num_layers
+        if plan.pp == 1:
+            return self._batch_s(shapes)
+        uneven = plan.pp * -(-layers // plan.pp) / layers
+        groups = np.split(np.arange(self.num_ranks), plan.pp)
+        each = [self._batch_s(shapes.of_ranks(group)) for group in groups]
+        return np.asarray(uneven * np.max(each, axis=0))
+
+    def _batch_s(self, shapes: StepShape) -> Floats:
+        """Device time of the batch of each stage's ranks, ``(sample,)``. [s]
 
         Ranks work side by side and meet at the experts, so the slowest counts. Where no captured graph
         covers an iteration, it takes no less than launching it.
@@ -216,7 +235,7 @@ class DeploymentTimes:
 
     def terms(self, shapes: StepShape) -> tuple[Term, ...]:
         """What decode iterations are made of, each ``(sample,)``; all ranks alike."""
-        costs, ranks = self.deployment.costs, self.num_ranks
+        costs, ranks = self.deployment.costs, self.deployment.plan.attention_dp
         tokens = self._padded(shapes).max(axis=1)
         decodes = shapes.num_decodes.max(axis=1)
         context = shapes.decode_context.max(axis=1)

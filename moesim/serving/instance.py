@@ -86,6 +86,7 @@ class Instance:
         self._decodes = np.zeros(num_ranks, dtype=np.int64)
         self._bases = np.zeros(num_ranks, dtype=np.int64)
         self._queued: dict[int, None] = {}
+        self._held: dict[Live, tuple[int, int]] = {}
         self._safe = [FOREVER] * num_ranks
         self._stale: dict[int, None] = {}
         self._step = 0
@@ -132,6 +133,14 @@ class Instance:
         for rank in self.ranks:
             rank.sync(started)
 
+    def release(self, live: Live) -> None:
+        """Blocks of a request that has been handed over are free."""
+        index, blocks = self._held.pop(live, (0, 0))
+        self.ranks[index].own_blocks -= blocks
+        self._stale[index] = None
+        if self.alive:
+            self.wake()
+
     def kill(self) -> list[Live]:
         """Lose the iteration at work and all state; the requests that were here, in no special order."""
         if self._ends:
@@ -158,7 +167,7 @@ class Instance:
         self.ranks = [Rank(self.engine) for _ in range(size)]
         self._decodes[:] = 0
         self._bases[:] = 0
-        self._queued, self._stale, self._fresh = {}, {}, {}
+        self._queued, self._stale, self._fresh, self._held = {}, {}, {}, {}
         self._safe = [FOREVER] * size
         self._finishing, self._finish_steps = {}, []
         self._ends, self._chunks, self._token = [], [], self._token + 1
@@ -406,6 +415,8 @@ class Instance:
             rank.leave(live, self._step)
             self._done(live, end)
         elif self.owner.prefilled(live, self.index):
+            self._held[live] = (index, live.blocks)
+            rank.own_blocks += live.blocks
             live.prompt_tokens, live.carried = rank.leave(live, self._step), True
             self._num_running -= 1
         else:

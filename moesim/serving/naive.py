@@ -47,6 +47,7 @@ class NaiveRank:
     engine: Engine
     waiting: list[Live] = field(default_factory=list)
     batch: list[Sequence] = field(default_factory=list)
+    held: dict[Live, int] = field(default_factory=dict)
     cache: PrefixCache = field(init=False)
 
     def __post_init__(self) -> None:
@@ -65,7 +66,7 @@ class NaiveRank:
     @property
     def available(self) -> int:
         """Blocks that are free or could be evicted."""
-        own = sum(sequence.blocks for sequence in self.batch)
+        own = sum(sequence.blocks for sequence in self.batch) + sum(self.held.values())
         return self.engine.num_blocks - own - self.cache.blocks + self.cache.evictable
 
     def grow(self, sequence: Sequence, blocks: int) -> None:
@@ -126,6 +127,13 @@ class NaiveInstance:
 
     def look(self) -> None:
         """Nothing is ever out of date."""
+
+    def release(self, live: Live) -> None:
+        """Blocks of a request that has been handed over are free."""
+        for rank in self.ranks:
+            rank.held.pop(live, None)
+        if self.alive:
+            self.wake()
 
     def kill(self) -> list[Live]:
         """Lose the iteration at work and all state; the requests that were here."""
@@ -350,5 +358,6 @@ class NaiveInstance:
             measures.target[live.request] = self.index
             self.owner.finished(live, self.index)
         elif self.owner.prefilled(live, self.index):
+            self.ranks[index].held[live] = sequence.blocks
             self.ranks[index].drop(sequence)
             live.carried, live.prompt_tokens = True, sequence.kv_tokens

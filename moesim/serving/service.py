@@ -294,11 +294,12 @@ class Service:
         """Send all that arrived at this instant to ranks, in order of their numbers."""
         arrived, self._arrived = sorted(self._arrived, key=lambda live: live.request), []
         for live in arrived:
-            source = self._leaving.pop(live, None)
             place = self._chosen(live, decode=live.carried)
             if place is None:
                 self._homeless.append(live)
-            elif source is None:
+                continue
+            source = self._leaving.pop(live, None)
+            if source is None:
                 self.instances[place[0]].submit(live, place[1])
             else:
                 self._hand_over(live, source, place)
@@ -316,17 +317,17 @@ class Service:
         return self._lists[decode][index]
 
     def _hand_over(self, live: Live, source: int, place: tuple[int, int]) -> None:
-        """Start moving the KV of a request; both instances move one at a time."""
+        """Start moving the KV of a request, which the source keeps until then; both move one at a time."""
         seconds = self._transfer.latency_s + self._transfer.s_per_token * live.prompt_tokens
         free = self._link_free_ps
         start = max(self.agenda.now_ps, free[source], free[place[0]])
         free[source] = free[place[0]] = start + round(seconds * PS_PER_S)
-        self.agenda.call(
-            self._handed_over, delay_ps=free[source] - self.agenda.now_ps, phase=ENDS, value=(live, place)
-        )
+        delay_ps = free[source] - self.agenda.now_ps
+        self.agenda.call(self._handed_over, delay_ps=delay_ps, phase=ENDS, value=(live, source, place))
 
     def _handed_over(self, event: object) -> None:
-        live, place = event.value  # type: ignore[attr-defined]  # an event of the agenda
+        live, source, place = event.value  # type: ignore[attr-defined]  # an event of the agenda
+        self.instances[source].release(live)
         if self.instances[place[0]].alive:
             self.instances[place[0]].submit(live, place[1])
         else:
@@ -349,7 +350,7 @@ class Service:
             return
         self._open[change.instance] = change.kind == "up"
         if change.kind == "down" and instance.alive:
-            lost = instance.kill()
+            lost = instance.kill() + self._stranded(change.instance)
             self._reopened()
             self._again(lost)
             return
@@ -359,6 +360,14 @@ class Service:
         homeless, self._homeless = self._homeless, []
         for live in homeless:
             self._to_route(live)
+
+    def _stranded(self, source: int) -> list[Live]:
+        """Requests that waited on a dead instance for another to take their KV."""
+        gone = [live for live in self._homeless if self._leaving.get(live) == source]
+        self._homeless = [live for live in self._homeless if live not in gone]
+        for live in gone:
+            del self._leaving[live]
+        return gone
 
     def _reopened(self) -> None:
         """Who takes prompts, and who takes requests that decode."""

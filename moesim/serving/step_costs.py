@@ -35,7 +35,7 @@ from moesim.model.layer_ops import (
 )
 from moesim.model.ops import GroupedExperts, Op, Segment, Sharding
 from moesim.model.spec import DenseFfn, LayerSpec, MoeSpec
-from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter
+from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter, send
 from moesim.network.exchanges.base import Load, Phase, exchange
 from moesim.network.fabric import Fabric
 from moesim.network.traffic import PortTokens
@@ -152,6 +152,10 @@ class StepCosts:
                 work = dense_ffn_ops(layer.ffn, self.model.hidden_size, tokens, self._sharding)
                 self._add(terms, "dense ffn", [norm, *work], count)
                 self._collective(terms, "all_reduce", tokens, count)
+        if self.plan.pp > 1:
+            pair = np.array([self._stage[0], self.plan.stage_ranks(1)[0]])
+            moved = send(tokens * self._token_bytes, pair, self.fabric)
+            terms.add("between stages", moved, self.plan.pp - 1)
         return terms.items()
 
     def by_stage_tokens(self, tokens: Floats) -> tuple[Term, ...]:

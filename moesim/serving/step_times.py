@@ -103,6 +103,10 @@ class StepShape:
         """Some of the samples, in the order asked for."""
         return self._from([array[rows] for array in self.arrays()], self.tokens_per_decode)
 
+    def of_ranks(self, ranks: NDArray[np.int64]) -> StepShape:
+        """The same iterations on some of the ranks."""
+        return self._from([array[:, ranks] for array in self.arrays()], self.tokens_per_decode)
+
     def arrays(self) -> list[Floats]:
         """The six quantities in the order of the fields."""
         return [getattr(self, f.name) for f in fields(self) if f.name != "tokens_per_decode"]

@@ -116,7 +116,7 @@ def play(point: Point, service: Service) -> Played:
     ttft, tpot = first - arrival, (last - first) / (answer - 1)
     mean_ttft, mean_tpot = (_mean(values, clients, 1 / usual) for values in (ttft, tpot))
     delay_s = service.decode.profile.host.delivery_iterations * mean_tpot * service.decode.tokens_per_step
-    ranks = service.num_decode * service.decode.plan.attention_dp
+    ranks = service.num_decode * service.decode.num_ranks
     context = float(np.mean(prompt) + np.mean(answer) / 2)
     return Played(mean_ttft + delay_s, mean_tpot, max(clients / ranks, 1.0), context)
 
@@ -138,7 +138,7 @@ def instances_of(deployment: Deployment, count: int, role: Role, *, longest: int
     """Instances of a deployment for the clock; ``longest`` sequence that they meet. [tokens]"""
     engine = engine_of(deployment, {})
     prices = iterations_of(deployment, engine, how="memo", longest=longest)
-    return [InstanceSpec(engine, prices, deployment.plan.attention_dp, role) for _ in range(count)]
+    return [InstanceSpec(engine, prices, deployment.num_ranks, role) for _ in range(count)]
 
 
 def _transfer(service: Service) -> Transfer:

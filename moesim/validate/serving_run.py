@@ -139,7 +139,7 @@ def outcome_of(point: Point, services: Services) -> Outcome:
 
 def step_sigma(deployment: Deployment, played: Played) -> float:
     """Spread of a step: errors of its parts' families, and what remains within the engine's family."""
-    ranks = deployment.plan.attention_dp
+    ranks = deployment.num_ranks
     shape = StepShape.of(
         num_decodes=np.full((1, ranks), played.decodes),
         decode_context_tokens=np.full((1, ranks), played.decodes * played.context_tokens),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from moesim.errors import InfeasibleError, InputError, Problem
+from moesim.errors import InfeasibleError
 from moesim.model import load as load_model
 from moesim.parallel.plan import Plan
 from moesim.serving.checkpoints import WIDE, stored_formats
@@ -96,8 +96,6 @@ class Services:
     def _build(self, point: Point, layout: Layout, max_num_seqs: int | None) -> Deployment:
         model = load_model(point.model, where=point.id)
         profile = load_profile(point.engine, point.engine_version, where=point.id)
-        if layout.pp > 1:
-            raise InputError([Problem("pp", "pipelined instances are not played yet", point.id)])
         stage = layout.tp * layout.attention_dp
         experts = (layout.moe_ep, layout.moe_tp) if model.num_experts else (stage, 1)
         if experts[1] > MOST_SLICES and model.num_experts % stage == 0:

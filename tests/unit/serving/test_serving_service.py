@@ -75,6 +75,16 @@ def test_handing_over_costs_the_second_token_and_not_the_first():
     assert set(done.target) == {1}
 
 
+def test_kv_stays_where_it_was_made_until_it_has_moved():
+    """One prompt fills the blocks of the prefill instance: the next starts when the first has left."""
+    small = replace(ENGINE, num_blocks=26)
+    workload = Workload.of(np.zeros(2), np.array([400, 400]), np.array([4, 4]))
+    specs = [*instances(small, role="prefill"), *instances(role="decode")]
+    _, done = played(workload, specs, transfer=Transfer(0.01, 1e-4))
+    first_s = 5e-3 + 2e-5 * 400
+    assert latencies(workload, done).ttft_s == pytest.approx([first_s, 2 * first_s + 0.05])
+
+
 def test_conversations_find_what_was_said_in_the_cache():
     cached = replace(ENGINE, prefix_caching=True)
     workload = with_turns(steady(0.5, 12, 160, 64), 4, 1.0)

@@ -135,3 +135,28 @@ def test_small_batches_share_the_time_of_their_graph():
     shapes = StepShape.of(num_decodes=[[17.0], [24.0], [25.0]], decode_context_tokens=[[0.0]] * 3)
     padded = times._padded(shapes)
     assert padded.tolist() == [[24.0], [24.0], [32.0]]
+
+
+def test_a_pipeline_round_is_what_its_slowest_batch_needs_for_all_stages():
+    def times(pp, num_devices):
+        plan = Plan.of(2, pp, 1, 2, 1)
+        formats = stored_formats("llama_3_1_8b", "fp8", "fp8")
+        profile = load_profile("vllm", "0.15.1")
+        one = Deployment(load("llama_3_1_8b"), plan, formats, load_cluster("h200_x8"), profile)
+        return one, one.step_times("exact")
+
+    (whole, alone), (split, piped) = times(1, 2), times(2, 4)
+    assert (whole.num_ranks, split.num_ranks) == (1, 2)
+    full = StepShape.of(
+        num_decodes=[[16, 0], [16, 16], [3, 16]], decode_context_tokens=[[8e3, 0], [8e3, 8e3], [9, 8e3]]
+    )
+    seconds = piped.seconds(full)
+    assert seconds == pytest.approx(seconds[0])
+    one = alone.seconds(StepShape.of(num_decodes=[[16]], decode_context_tokens=[[8e3]]))[0]
+    moved = [
+        t for t in split.costs.by_tokens(np.array([16.0]), graph_tokens=512) if t.label == "between stages"
+    ]
+    assert seconds[0] == pytest.approx(one + moved[0].seconds[0])
+    # each stage holds half of the layers, and its cache the sequences of two batches
+    assert 1.5 < 2 * split.cache_tokens() / whole.cache_tokens() < 3
+    assert split.sequence_limit == whole.sequence_limit // 2
