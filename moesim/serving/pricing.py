@@ -63,7 +63,7 @@ class Pricer:
         """
         decodes, contexts = batch
         if beside_s is not None:
-            left = self._many(now_ps, most, until_ps)
+            left = self._many(now_ps, most, until_ps, self._each_ps)
             beside = beside_s(left if self._each_ps else 1)
             return self._cumulated(now_ps, decodes, contexts, len(beside), beside)
         end, ends = now_ps, []
@@ -74,15 +74,14 @@ class Pricer:
             if end >= until_ps:
                 return ends
             contexts = contexts + decodes
-        if ends:
-            self._each_ps = (end - now_ps) // len(ends)
-        left = self._many(end, most - len(ends), until_ps)
+        each_ps = (end - now_ps) // len(ends) if ends else self._each_ps
+        left = self._many(end, most - len(ends), until_ps, each_ps)
         return ends + self._cumulated(end, decodes, contexts, left) if left > 0 else ends
 
-    def _many(self, now_ps: int, most: int, until_ps: int) -> int:
-        """Iterations that one pass prices, as long as the last ones were."""
+    def _many(self, now_ps: int, most: int, until_ps: int, each_ps: int) -> int:
+        """Iterations of ``each_ps`` that one pass prices."""
         longest = max(LONGEST_RUN // self.num_ranks, FEW)
-        return min(most, (until_ps - now_ps) // max(self._each_ps, 1) + 1, longest)
+        return min(most, (until_ps - now_ps) // max(each_ps, 1) + 1, longest)
 
     def _cumulated(
         self, now_ps: int, decodes: PerRank, contexts: PerRank, count: int, beside_s: Floats | float = 0.0
