@@ -159,7 +159,7 @@ def services(draw):
     disaggregated = draw(st.booleans())
     count = 2 if disaggregated else draw(st.integers(1, 3))
     roles = ["prefill", "decode"] if disaggregated else ["both"] * count
-    experts = draw(st.sampled_from([None, experts_of(flow.num_requests, seed=num_ranks)]))
+    experts = draw(st.sampled_from([None, None, None, experts_of(flow.num_requests, seed=num_ranks)]))
     specs = [InstanceSpec(engine, iterations, num_ranks, role, experts=experts) for role in roles]
     changes = []
     for _ in range(draw(st.integers(0, 2))):
