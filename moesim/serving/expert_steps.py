@@ -25,9 +25,9 @@ from moesim.units import PS_PER_S
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-MOST_PROMPT_ROWS = 1024
+MOST_PROMPT_ROWS = 1200
 """Prompt tokens of an iteration that are counted one by one; of more, evenly spread ones stand for all."""
-MOST_CHOICES = 2**20
+MOST_CHOICES = 1_200_000
 """Choices that one pass counts: longer runs are cut."""
 COLUMNS = ("imbalance", "touched", "routed", "moving")
 """Over time: integrals over the routed time in picoseconds, that time, and time in which weights move."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from functools import partial
 from heapq import heappop, heappush
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,31 +21,12 @@ from moesim.serving.expert_steps import StepExperts
 from moesim.serving.iterations import Iterations, PerRank
 from moesim.serving.live import NEVER, Live
 from moesim.serving.measures import Measures
+from moesim.serving.owner import Owner
 from moesim.serving.pricing import FEW, Pricer
-from moesim.serving.rank import FOREVER, Rank
+from moesim.serving.rank import FOREVER, Rank, emitted
 
 ENDS, ROUTES, PLANS = 0, 1, 2
 """Phases of an instant: iterations end, requests find a rank, iterations begin."""
-
-
-class Owner(Protocol):
-    """Who an instance belongs to."""
-
-    def finished(self, live: Live, instance: int) -> None:
-        """A request has emitted its last token."""
-        ...
-
-    def prefilled(self, live: Live, instance: int) -> bool:
-        """A prompt is computed; True when the request leaves for another instance now."""
-        ...
-
-    def next_arrival_ps(self) -> int:
-        """When the next known request arrives. [ps]"""
-        ...
-
-    def input_tokens(self, request: int) -> int:
-        """Prompt of a request as it arrived. [tokens]"""
-        ...
 
 
 class Instance:
@@ -311,25 +291,18 @@ class Instance:
             extra_s = swapped * self.engine.swap_s_per_block
             if self.experts is not None:
                 prompts = [(live.request, chunk, before) for _, live, chunk, before in self._chunks]
-                extra_s += self.experts.mixed_s(*self._emitted(), prompts)
+                extra_s += self.experts.mixed_s(*self._emitted, prompts)
             return [now + self.pricer.step_ps(chunks, batch, extra_s)]
         self._refresh()
         while not self._finishing_at(self._finish_steps[0]):
             del self._finishing[heappop(self._finish_steps)]
         most = min(self._finish_steps[0] + 1, *self._safe) - self._step
-        beside = None if self.experts is None else partial(self.experts.decodes_s, *self._emitted())
+        beside = None if self.experts is None else partial(self.experts.decodes_s, *self._emitted)
         return self.pricer.run_ends(now, max(most, 1), batch, self.owner.next_arrival_ps(), beside)
 
+    @property
     def _emitted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Requests that decode in the next iteration, and the tokens that each has emitted."""
-        pairs = [
-            (live.request, live.generated - live.joined + self._step)
-            for rank in self.ranks
-            for live in rank.running
-            if live.joined != NEVER
-        ]
-        table = np.array(pairs if self._decoding else [], dtype=np.int64).reshape(-1, 2)
-        return table[:, 0], table[:, 1]
+        return emitted(self.ranks if self._decoding else [], self._step)
 
     def _finishing_at(self, step: int) -> dict[Live, int]:
         """Requests that emit their last token at a decode step, without those who left the batch before."""

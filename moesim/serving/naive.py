@@ -15,10 +15,11 @@ from moesim.engine.agenda import Agenda
 from moesim.serving.cache import PrefixCache
 from moesim.serving.engine import Engine
 from moesim.serving.expert_steps import StepExperts
-from moesim.serving.instance import ENDS, PLANS, Owner
+from moesim.serving.instance import ENDS, PLANS
 from moesim.serving.iterations import Iterations, PerRank
 from moesim.serving.live import NEVER, Live
 from moesim.serving.measures import Measures
+from moesim.serving.owner import Owner
 from moesim.serving.pricing import Pricer
 
 

@@ -11,6 +11,10 @@ when somebody asks.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moesim.serving.cache import PrefixCache
 from moesim.serving.engine import Engine
@@ -220,3 +224,15 @@ class Rank:
         turned = self.cache.offer(live.keeps, kv_tokens // self.engine.block_tokens - shared, live.held)
         live.blocks -= turned
         self.own_blocks -= turned
+
+
+def emitted(ranks: Sequence[Rank], step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Requests that decode in a step, and the tokens that each has emitted before it, ``(sequence,)``."""
+    pairs = [
+        (live.request, live.generated - live.joined + step)
+        for rank in ranks
+        for live in rank.running
+        if live.joined != NEVER
+    ]
+    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
