@@ -12,7 +12,6 @@ from functools import partial
 from heapq import heappop, heappush
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.engine.agenda import Agenda
 from moesim.serving.admission import admit
@@ -285,24 +284,21 @@ class Instance:
     def _priced(self, swapped: int, *, single: bool) -> list[int]:
         """Ends of the iterations that begin now. [ps]"""
         now = self.agenda.now_ps
-        batch = self._batch() if self._decoding else None
+        batch, decoding = (self._batch(), self.ranks) if self._decoding else (None, [])
         if batch is None or self._chunks or swapped or single:
             chunks = ((index, chunk, before) for index, _, chunk, before in self._chunks)
             extra_s = swapped * self.engine.swap_s_per_block
             if self.experts is not None:
                 prompts = [(live.request, chunk, before) for _, live, chunk, before in self._chunks]
-                extra_s += self.experts.mixed_s(*self._emitted, prompts)
+                extra_s += self.experts.mixed_s(*emitted(decoding, self._step), prompts)
             return [now + self.pricer.step_ps(chunks, batch, extra_s)]
         self._refresh()
         while not self._finishing_at(self._finish_steps[0]):
             del self._finishing[heappop(self._finish_steps)]
         most = min(self._finish_steps[0] + 1, *self._safe) - self._step
-        beside = None if self.experts is None else partial(self.experts.decodes_s, *self._emitted)
+        routed = self.experts
+        beside = partial(routed.decodes_s, *emitted(decoding, self._step)) if routed is not None else None
         return self.pricer.run_ends(now, max(most, 1), batch, self.owner.next_arrival_ps(), beside)
-
-    @property
-    def _emitted(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return emitted(self.ranks if self._decoding else [], self._step)
 
     def _finishing_at(self, step: int) -> dict[Live, int]:
         """Requests that emit their last token at a decode step, without those who left the batch before."""
