@@ -204,6 +204,8 @@ class StepExperts:
         tokens = rows.shape[1]
         new = sum(chunk for _, chunk, _ in chunks)
         if new:
+            # which tokens stand for all must not depend on the order in which ranks were looked at
+            chunks = sorted(chunks)
             owner = np.repeat([r for r, _, _ in chunks], [c for _, c, _ in chunks])
             place = np.concatenate([np.arange(before, before + chunk) for _, chunk, before in chunks])
             used = np.linspace(0, new - 1, min(new, MOST_PROMPT_ROWS)).round().astype(np.int64)

@@ -12,7 +12,7 @@ from moesim.placement.split_registry import splits
 from moesim.scenario.resolve import resolve
 from moesim.scenario.serving import build_serving
 from moesim.scenario.serving_experts import PlacedExperts, Renewal
-from moesim.serving.expert_steps import Fixed
+from moesim.serving.expert_steps import Fixed, StepExperts
 from moesim.serving.request_rows import RequestRows
 
 REPLAY = ["workload.num_requests=12", "workload.rate_per_s=20"]
@@ -121,3 +121,23 @@ def test_placing_anew_needs_a_method_that_places_by_loads():
     built = build_serving(resolve("gpt_oss_20b_serve_h100x8_replay", own))
     with pytest.raises(InputError, match=r"placement\.method"):
         built.service(built.iterations())
+
+
+def test_prompts_cost_the_same_in_any_order():
+    """More prompt tokens than are counted one by one: which stand for all is a matter of the requests."""
+
+    class PerRow:
+        drafts, gain = 0, 1.0
+
+        def beside_mean_s(self, load, tokens):
+            return (load.rows.max(axis=1) * np.arange(1, 4)[:, None]).sum(axis=0)
+
+    rows = RequestRows.of(small_trace(tokens=600), 6, seed=0)
+    none = np.zeros(0, dtype=np.int64)
+    chunks = [(0, 700, 0), (3, 500, 20), (4, 900, 1)]
+    slots = np.tile(np.arange(8), (3, 1))
+    found = [
+        StepExperts(rows, PerRow(), Fixed(slots, 4, 8)).mixed_s(none, none, order)
+        for order in (chunks, chunks[::-1])
+    ]
+    assert found[0] == found[1]
