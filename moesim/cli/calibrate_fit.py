@@ -20,15 +20,23 @@ From = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help=f"File to write; {FITS}/DEVICE.yaml if left out.")]
 Quick = Annotated[bool, typer.Option(help="Skip the fits that only count errors on other shapes.")]
+Near = Annotated[
+    str | None, typer.Option(help="Fitted device from whose parameters small tables are fitted.")
+]
 
 
 def fit(
-    device: Device, source: From = None, out: Out = None, quick: Quick = False, json: bool = JSON_OPTION
+    device: Device,
+    source: From = None,
+    out: Out = None,
+    quick: Quick = False,
+    near: Near = None,
+    json: bool = JSON_OPTION,
 ) -> None:
     """Fit a device's measurements; write calibration/fits/DEVICE.yaml (collectives: calibration/network)."""
     from moesim.hardware import load_device  # noqa: PLC0415
     from moesim.kernels.fit.device import fit_device  # noqa: PLC0415
-    from moesim.kernels.fit_file import write_fits  # noqa: PLC0415
+    from moesim.kernels.fit_file import load_fits, write_fits  # noqa: PLC0415
     from moesim.kernels.measured import read_folder  # noqa: PLC0415
     from moesim.network.fit.device import COLLECTIVES, fit_measured  # noqa: PLC0415
     from moesim.network.fit_file import ROOM as NETWORK  # noqa: PLC0415
@@ -36,7 +44,8 @@ def fit(
 
     profile = load_device(device)
     tables = read_folder(source or own_folder(MEASUREMENTS) / profile.name)
-    fits = fit_device(tables, profile, side_fits=not quick, note=note)
+    known = load_fits(near) if near else None
+    fits = fit_device(tables, profile, side_fits=not quick, near=known, note=note)
     path = write_fits(out or own_folder(FITS) / f"{profile.name}.yaml", fits)
     if not any(table.family in COLLECTIVES for table in tables):
         emit_fits("calibrate fit", fits, path, json=json)

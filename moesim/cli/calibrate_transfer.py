@@ -29,7 +29,7 @@ def transfer(
     from moesim.hardware import load_device  # noqa: PLC0415
     from moesim.kernels.aiconfigurator import SYSTEMS, package_version, read_tables  # noqa: PLC0415
     from moesim.kernels.choose import TRANSFER_FILE, TRANSFER_ROOM, is_same_architecture, nearest_of  # noqa: PLC0415
-    from moesim.kernels.fit.transfer import band_of, coverage, moved  # noqa: PLC0415
+    from moesim.kernels.fit.transfer import band_of, coverage, few_coverage, moved  # noqa: PLC0415
     from moesim.kernels.fit_file import fitted_devices, load_fits  # noqa: PLC0415
 
     measured = [name for name in SYSTEMS if name in fitted_devices()]
@@ -61,6 +61,7 @@ def transfer(
             **{n: getattr(r, n) for n in ("is_same_kernel", "is_same_architecture")},
             **{n: getattr(r, n) for n in ("median_ape", "few_median_ape")},
             "coverage": coverage(r, band),
+            "few_coverage": few_coverage(r, band),
         }
         for r in rows
     ]
@@ -81,9 +82,18 @@ def _show(rows: list[dict[str, Any]]) -> None:
         [*key, f"{len(group)} ({sum(row['is_same_kernel'] for row in group)})"]
         + [
             f"{100 * median(row[n] for row in group):.1f} %"
-            for n in ("median_ape", "few_median_ape", "coverage")
+            for n in ("median_ape", "coverage", "few_median_ape", "few_coverage")
         ]
         for key, group in groups.items()
     ]
-    columns = ["target", "fits of", "family", "kernels (same)", "datasheet swap", "20 local rows", "in band"]
-    table("Fits moved to another device: medians over kernels", columns, shown, right=[3, 4, 5, 6])
+    columns = [
+        "target",
+        "fits of",
+        "family",
+        "kernels (same)",
+        "datasheet swap",
+        "in band",
+        "20 local rows",
+        "in band",
+    ]
+    table("Fits moved to another device: medians over kernels", columns, shown, right=[3, 4, 5, 6, 7])

@@ -35,6 +35,8 @@ class Transfer(BaseModel):
     ----------
     same_architecture, other : dict
         ``{family: sigma}`` for a target whose arithmetic is that of the source; for any other. [-]
+    few_same_architecture, few_other : dict
+        The same where a few rows of the target were fitted, pulled towards the source. [-]
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +44,8 @@ class Transfer(BaseModel):
     schema_version: int
     same_architecture: dict[str, float] = Field(min_length=1)
     other: dict[str, float] = Field(min_length=1)
+    few_same_architecture: dict[str, float] = Field(default_factory=dict)
+    few_other: dict[str, float] = Field(default_factory=dict)
     sources: dict[str, str]
 
 
@@ -119,6 +123,12 @@ def transfer_sigma(target: Device, source: Device) -> dict[str, float]:
     """Least sigma of each family when fits of ``source`` answer for ``target``."""
     transfer = _transfer()
     return transfer.same_architecture if is_same_architecture(target, source) else transfer.other
+
+
+def few_rows_sigma(target: Device, source: Device) -> dict[str, float]:
+    """Least sigma of each family when few rows of ``target`` were fitted, pulled towards ``source``."""
+    transfer = _transfer()
+    return transfer.few_same_architecture if is_same_architecture(target, source) else transfer.few_other
 
 
 @lru_cache

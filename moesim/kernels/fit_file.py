@@ -43,8 +43,8 @@ class Fit(_Frozen):
         Standard deviation of ln(measured / predicted) by regime, from held-in residuals. [-]
     seen : dict
         ``{column: (least, most)}`` of the rows fitted.
-    larger_sigma_ratio : float
-        How much wider the band must be beyond the shapes seen. [-]
+    larger_sigma_ratio, far_larger_sigma_ratio : float
+        How much wider the band must be beyond the shapes seen, and far beyond them. [-]
     num_rows, num_fitted_rows, num_dropped_rows : int
         Of the table; that entered the optimiser; that were called outliers by it. [-]
     held_out : Score
@@ -68,6 +68,7 @@ class Fit(_Frozen):
     sigma: dict[Regime, float]
     seen: dict[str, tuple[float, float]]
     larger_sigma_ratio: float = Field(default=1.5, ge=1)
+    far_larger_sigma_ratio: float = Field(default=1.5, ge=1)
     num_rows: int
     num_fitted_rows: int
     num_dropped_rows: int = 0

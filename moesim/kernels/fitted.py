@@ -30,6 +30,10 @@ ALIASES = {"fp16": "bf16", "int4_g32": "int4", "mxfp8": "fp8"}
 RANGE_SLACK = 1.25
 """How far beyond the shapes seen still counts as seen."""
 
+FAR_SLACK = 8.0
+"""From here on a shape is far beyond those seen: about as far as the fifth of largest rows lies beyond the
+smaller half of a table, where the wider ratio was measured."""
+
 IGNORED_RANGES = frozenset({"window", "top_k", "count", "gated", "tokens", "all_rows"})
 
 Columns = Mapping[str, Any]
@@ -190,9 +194,11 @@ class FittedCost:
     def _sigma(self, kernel: _Kernel, parts: Parts, columns: Columns) -> float:
         """Mean over the elements, weighted with their time; wider outside the shapes seen."""
         sigma: Any = kernel.sigma[regime_index(parts, kernel.parameters.launch_s)]
-        outside = _unseen(kernel.fit, columns)
+        outside = _unseen(kernel.fit, columns, RANGE_SLACK)
         if np.any(outside):
-            sigma = np.where(outside, sigma * kernel.fit.larger_sigma_ratio, sigma)
+            far = _unseen(kernel.fit, columns, FAR_SLACK)
+            ratio = np.where(far, kernel.fit.far_larger_sigma_ratio, kernel.fit.larger_sigma_ratio)
+            sigma = np.where(outside, sigma * ratio, sigma)
         seconds = np.asarray(parts.seconds)
         total = float(seconds.sum())
         if total <= 0:
@@ -240,13 +246,13 @@ def _usual(fit: Fit) -> dict[str, float]:
     return dict.fromkeys(feature_columns(fit.family), 1.0) | {n: least for n, (least, _) in fit.seen.items()}
 
 
-def _unseen(fit: Fit, columns: Columns) -> Any:
-    """Where any quantity lies outside the range of the rows fitted."""
+def _unseen(fit: Fit, columns: Columns, slack: float) -> Any:
+    """Where any quantity lies outside the range of the rows fitted by more than a factor."""
     outside: Any = False
     for name, value in columns.items():
         if name not in fit.seen or name in IGNORED_RANGES or name.startswith("padded_"):
             continue
-        least, most = fit.seen[name][0] / RANGE_SLACK, fit.seen[name][1] * RANGE_SLACK
+        least, most = fit.seen[name][0] / slack, fit.seen[name][1] * slack
         if isinstance(value, int | float):
             outside = outside | (not least <= value <= most)
         elif np.min(value, initial=most) < least or np.max(value, initial=least) > most:

@@ -8,9 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError
+from moesim.hardware import load_device
 from moesim.hardware.schema import Device
+from moesim.kernels.choose import few_rows_sigma, is_same_architecture
 from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, predict_s, subsample
-from moesim.kernels.fit.protocol import fit_table
+from moesim.kernels.fit.protocol import SMALL_TABLE_ROWS, Start, fit_table
+from moesim.kernels.fit.transfer import prior_of, standing_in
 from moesim.kernels.fit_file import DeviceFits, Fit
 from moesim.kernels.forms.families import FORMS, variant_of
 from moesim.kernels.measured import MeasuredTable
@@ -35,6 +38,7 @@ def fit_device(
     device: Device,
     *,
     side_fits: bool = True,
+    near: DeviceFits | None = None,
     note: Note = lambda text: None,
 ) -> DeviceFits:
     """Fits of every table with a physical form.
@@ -47,6 +51,8 @@ def fit_device(
         Datasheet figures.
     side_fits : bool
         Also count errors on unseen and on larger shapes.
+    near : DeviceFits, optional
+        Of another device: small tables are fitted from its parameters.
     note : callable
         Told a line about each fit, and about each table that was passed over.
 
@@ -74,11 +80,16 @@ def fit_device(
             if part.num_rows < LEAST_ROWS:
                 note(f"{table.name}: {part.num_rows} rows are too few to fit (at least {LEAST_ROWS})")
                 continue
-            fits.append(
-                fit_table(
-                    part, device, variant=str(variant), evidence=evidence, side_fits=side_fits, note=note
-                )[0]
+            start = _start(near, part, str(variant), device)
+            fit, _ = fit_table(
+                *(part, device),
+                variant=str(variant),
+                evidence=evidence if start is None else f"{evidence}, pulled towards {start.device}",
+                side_fits=side_fits and start is None,
+                start=start,
+                note=note,
             )
+            fits.append(fit)
             samples.append(subsample(part, SPEED_ROWS, "speed"))
     if not fits:
         message = f"no measured table of {device.name} has enough rows of a family with a form"
@@ -91,6 +102,17 @@ def fit_device(
         fits=tuple(fits),
         sources={key: text for key, text in sources.items() if key in fitted},
     )
+
+
+def _start(near: DeviceFits | None, table: MeasuredTable, variant: str, device: Device) -> Start | None:
+    """Where the fit of a small table starts; None where the other device has nothing like it."""
+    known = None if near is None else standing_in(near, table, variant)
+    if near is None or known is None or table.num_rows >= SMALL_TABLE_ROWS:
+        return None
+    source = load_device(near.device)
+    sigmas = few_rows_sigma(device, source)
+    prior = prior_of(known, same_architecture=is_same_architecture(device, source))
+    return Start(near.device, prior, sigmas.get(table.family, max(sigmas.values(), default=0.0)))
 
 
 def engines_of(fits: Iterable[Fit], slow: Container[str] = ()) -> dict[str, dict[str, str]]:

@@ -27,6 +27,10 @@ LEAST_ROWS = 8
 """Fewer rows than this cannot say anything about the parameters."""
 
 FIT_ROWS = 2000
+LEAN = 0.25
+"""Rows are chosen in proportion to this power of their datasheet time: the tail, which extrapolates, is
+learnt from the few large rows, not from the many that a launch bounds."""
+
 FIT_CALLS = 80
 STAGES = ((160, 8, 6), (500, 20, 2))
 """(rows, calls of the optimiser, how many choices go on) of each round of the search over choices."""
@@ -35,6 +39,9 @@ SOFT_RESIDUAL = 0.1
 
 INSIDE = 1e-5
 """Least distance of a start from its bounds, as a fraction of their distance."""
+
+LEAST_SIZE = 1e-9
+"""A row without work counts as this fraction of the largest."""
 
 WEAK_PULL = 0.5
 """Residual that a parameter e times off its typical value counts as, where there is no prior: next to
@@ -98,7 +105,7 @@ def fit_rows(
         raise InputError.at("rows", table.num_rows, f"at least {least} to fit", where=table.name)
     form = form_of(table.family)
     machine = form.machine(device, table.dtype)
-    rows = subsample(table, max_rows, "fit")
+    rows = _leaning(table, machine, max_rows, "fit")
     if prior is not None:
         known = Solution(prior.parameters, prior.choice, 0.0, prior.correction)
         plain = replace(rows, seconds=rows.seconds * np.exp(-correction_of(known, rows, device)))
@@ -111,7 +118,7 @@ def fit_rows(
     for most, calls, kept in STAGES:
         if len(left) <= kept:
             continue
-        few = subsample(table, most, f"trial/{most}")
+        few = _leaning(table, machine, most, f"trial/{most}")
         trials = [_searched(form, few, machine, choice, start, None, calls) for choice, start in left]
         trials.sort(key=lambda s: s.objective)
         left = [(trial.choice, trial.parameters) for trial in trials[:kept]]
@@ -119,12 +126,30 @@ def fit_rows(
     return min(refined, key=lambda s: s.objective)
 
 
-def subsample(table: MeasuredTable, most: int, name: str) -> MeasuredTable:
-    """At most ``most`` random rows, the same ones each time."""
+def subsample(
+    table: MeasuredTable, most: int, name: str, weights: NDArray[np.float64] | None = None
+) -> MeasuredTable:
+    """At most ``most`` random rows, the same ones each time; all alike, or in proportion to weights."""
     if table.num_rows <= most:
         return table
     rng = rng_for(0, f"calibration/{name}/{table.name}")
-    return table.at(np.sort(rng.choice(table.num_rows, most, replace=False)))
+    odds = None if weights is None else weights / weights.sum()
+    return table.at(np.sort(rng.choice(table.num_rows, most, replace=False, p=odds)))
+
+
+def datasheet_s(table: MeasuredTable, machine: Machine) -> NDArray[np.float64]:
+    """Longer of the memory and the compute side of each row by the datasheet. [s]"""
+    form = form_of(table.family)
+    parts = form.seconds(form.work(table.columns, table.dtype), machine, form.parameters(), form.choice())
+    return np.asarray(np.maximum(parts.memory_s, parts.compute_s), dtype=np.float64) + np.zeros(
+        table.num_rows
+    )
+
+
+def _leaning(table: MeasuredTable, machine: Machine, most: int, name: str) -> MeasuredTable:
+    """Rows to fit, the large ones likelier by :data:`LEAN`."""
+    size = datasheet_s(table, machine)
+    return subsample(table, most, name, np.maximum(size, size.max() * LEAST_SIZE) ** LEAN)
 
 
 def predict_s(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.float64]:

@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 from moesim.evidence import BAND_Z, Score, covering_sigma, rng_for
 from moesim.hardware.schema import Device
 from moesim.kernels.fit.correction import Learnt, learn
-from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, form_parts, predict_s
+from moesim.kernels.fit.optimise import (
+    LEAST_ROWS,
+    Prior,
+    Solution,
+    datasheet_s,
+    fit_rows,
+    form_parts,
+    predict_s,
+)
 from moesim.kernels.fit_file import REGIMES, Fit, Regime
 from moesim.kernels.forms.families import form_of
 from moesim.kernels.forms.regime import regime_of
@@ -40,10 +48,18 @@ LARGER_FROM = 0.8
 FAR_LARGER_FROM = 0.5
 """Quantiles of datasheet time: rows tested lie above the first, rows fitted below the others."""
 
-UNTESTED_RATIO, MOST_RATIO = 1.5, 4.0
+UNTESTED_RATIO, MOST_RATIO = 1.5, 10.0
 """Widening beyond the shapes seen where it was not tested; the most that is believed."""
 
 LEAST_REGIME_ROWS = 25
+
+
+class Start(NamedTuple):
+    """What is known of a kernel from another device, and the least sigma that such a fit may claim."""
+
+    device: str
+    prior: Prior
+    least_sigma: float
 
 
 class _Unseen(NamedTuple):
@@ -61,9 +77,10 @@ def fit_table(
     variant: str = "",
     evidence: str,
     side_fits: bool = True,
+    start: Start | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> tuple[Fit, Solution]:
-    """Fit of one kernel, with its held-out errors.
+    """Fit of one kernel, with its held-out errors; from the fits of another device where rows are few.
 
     Raises
     ------
@@ -71,18 +88,18 @@ def fit_table(
         Too few rows.
     """
     if table.num_rows < SMALL_TABLE_ROWS:
-        solution, sigma, unseen, train = _cross_validated(table, device)
+        solution, sigma, unseen, train = _cross_validated(table, device, start)
     else:
         train, test = random_split(table)
         learnt = learn(table.at(train), device)
         solution, sigma = learnt.solution, regime_sigma(learnt, device)
         unseen = _unseen(solution, table.at(test), device, sigma)
     new_shapes = larger = far_larger = None
-    ratio = UNTESTED_RATIO
+    ratio = far_ratio = UNTESTED_RATIO
     if side_fits:
         new_shapes, _ = _side_score(table, device, shape_split(table), widens=False)
         larger, ratio = _side_score(table, device, size_split(table, device, LARGER_FROM))
-        far_larger, _ = _side_score(table, device, size_split(table, device, FAR_LARGER_FROM))
+        far_larger, far_ratio = _side_score(table, device, size_split(table, device, FAR_LARGER_FROM))
     note(f"{table.name} {variant}: fitted on {int(train.sum())} of {table.num_rows} rows")
     names = form_of(table.family).free(solution.choice)
     residuals = _residuals(solution, table.at(train), device)
@@ -98,6 +115,7 @@ def fit_table(
         sigma=sigma,
         seen=_seen(table.at(train)),
         larger_sigma_ratio=ratio,
+        far_larger_sigma_ratio=max(ratio, far_ratio),
         num_rows=table.num_rows,
         num_fitted_rows=int(train.sum()),
         num_dropped_rows=int((np.abs(residuals) > OUTLIER).sum()),
@@ -112,21 +130,28 @@ def fit_table(
 
 
 def _cross_validated(
-    table: MeasuredTable, device: Device
+    table: MeasuredTable, device: Device, start: Start | None
 ) -> tuple[Solution, dict[Regime, float], _Unseen, NDArray[np.bool_]]:
     """Fit on all rows of a small table; sigma and score from rows that the fit of their fold did not see."""
     everything = np.ones(table.num_rows, dtype=bool)
-    solution = learn(table, device).solution
+    solution = _small_solution(table, device, start)
     folds = rng_for(0, f"calibration/folds/{table.name}").permutation(np.arange(table.num_rows) % FOLDS)
     error = np.empty(table.num_rows)
     for fold in range(FOLDS if table.num_rows >= 2 * LEAST_ROWS else 0):
-        own = learn(table.at(folds != fold), device).solution
+        own = _small_solution(table.at(folds != fold), device, start)
         error[folds == fold] = _residuals(own, table.at(folds == fold), device)
     if table.num_rows < 2 * LEAST_ROWS:
         error = _residuals(solution, table, device) * FOLDS**0.5
     kinds = regimes(solution, table, device)
-    sigma = _sigma_of(np.abs(error), kinds)
+    least = 0.0 if start is None else start.least_sigma
+    sigma = {regime: max(own, least) for regime, own in _sigma_of(np.abs(error), kinds).items()}
     return solution, sigma, _Unseen(error, _width_of(kinds, sigma), kinds), everything
+
+
+def _small_solution(table: MeasuredTable, device: Device, start: Start | None) -> Solution:
+    if start is None:
+        return learn(table, device).solution
+    return fit_rows(table, device, prior=start.prior)
 
 
 def regimes(solution: Solution, table: MeasuredTable, device: Device) -> NDArray[np.str_]:
@@ -139,7 +164,8 @@ def regime_sigma(learnt: Learnt, device: Device) -> dict[Regime, float]:
 
     Tails are heavier than a normal distribution's: the sigma that covers is not the standard deviation.
     """
-    return _sigma_of(np.abs(learnt.error), regimes(learnt.solution, learnt.rows, device))
+    kinds = regimes(learnt.solution, learnt.rows, device)
+    return _sigma_of(np.abs(np.concatenate(learnt.errors)), np.tile(kinds, len(learnt.errors)))
 
 
 def _sigma_of(error: NDArray[np.float64], kinds: NDArray[np.str_]) -> dict[Regime, float]:
@@ -199,10 +225,7 @@ def size_split(
     table: MeasuredTable, device: Device, fitted_below: float
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks of the rows below a quantile and of the largest fifth, by the time a datasheet would give."""
-    form = form_of(table.family)
-    machine = form.machine(device, table.dtype)
-    parts = form.seconds(form.work(table.columns, table.dtype), machine, form.parameters(), form.choice())
-    size = np.maximum(parts.memory_s, parts.compute_s)
+    size = datasheet_s(table, form_of(table.family).machine(device, table.dtype))
     return size <= np.quantile(size, fitted_below), size > np.quantile(size, LARGEST)
 
 

@@ -74,14 +74,14 @@ def moved(
         variants = variant_of(table)
         for variant in np.unique(variants):
             part = table.at(variants == variant)
-            fit = _standing_in(fits, table, str(variant))
+            fit = standing_in(fits, table, str(variant))
             if fit is None or part.num_rows < LEAST_TEST_ROWS:
                 continue
             chosen = rng_for(0, f"calibration/few/{part.name}/{variant}").permutation(part.num_rows)
             few, rest = part.at(np.sort(chosen[:FEW_ROWS])), part.at(np.sort(chosen[FEW_ROWS:]))
             test = subsample(rest, TEST_ROWS, "transfer")
             known = Solution.of(fit)
-            local = fit_rows(few, target, prior=Prior(known.parameters, known.choice, known.correction))
+            local = fit_rows(few, target, prior=prior_of(fit, same_architecture=same_architecture))
             rows.append(
                 TransferRow(
                     *(target.name, fits.device, table.family, table.dtype, table.source, str(variant)),
@@ -94,20 +94,34 @@ def moved(
     return rows
 
 
+def prior_of(fit: Fit, *, same_architecture: bool) -> Prior:
+    """What a fit of another device says of a kernel before rows of its own are seen.
+
+    What a form leaves over is a matter of the library's tiles: it stays behind where the arithmetic units
+    are others.
+    """
+    known = Solution.of(fit)
+    return Prior(known.parameters, known.choice, known.correction if same_architecture else None)
+
+
 def band_of(rows: Iterable[TransferRow], sources: dict[str, str]) -> Transfer:
     """Sigma of each family whose 80 % band holds 80 % of the points, each kernel weighing the same.
 
     A class of transfer in which a family was not seen takes the sigma of the other class.
     """
     listed = list(rows)
-    classes = {
-        is_same: _sigmas([row for row in listed if row.is_same_architecture is is_same])
-        for is_same in (True, False)
-    }
+    same = [row for row in listed if row.is_same_architecture]
+    other = [row for row in listed if not row.is_same_architecture]
+    swap, few = (
+        {is_same: _sigmas(part, name) for is_same, part in ((True, same), (False, other))}
+        for name in ("error", "few_error")
+    )
     return Transfer(
         schema_version=1,
-        same_architecture=classes[False] | classes[True],
-        other=classes[True] | classes[False],
+        same_architecture=swap[False] | swap[True],
+        other=swap[True] | swap[False],
+        few_same_architecture=few[False] | few[True],
+        few_other=few[True] | few[False],
         sources=sources,
     )
 
@@ -118,15 +132,22 @@ def coverage(row: TransferRow, transfer: Transfer) -> float:
     return float(np.mean(np.abs(row.error) <= BAND_Z * sigmas[row.family]))
 
 
-def _sigmas(rows: list[TransferRow]) -> dict[str, float]:
+def few_coverage(row: TransferRow, transfer: Transfer) -> float:
+    """The same after the fit of few rows."""
+    sigmas = transfer.few_same_architecture if row.is_same_architecture else transfer.few_other
+    return float(np.mean(np.abs(row.few_error) <= BAND_Z * sigmas[row.family]))
+
+
+def _sigmas(rows: list[TransferRow], name: str) -> dict[str, float]:
     pooled: dict[str, list[NDArray[np.float64]]] = {}
     levels = np.linspace(0, 1, 201)
     for row in rows:
-        pooled.setdefault(row.family, []).append(np.quantile(np.abs(row.error), levels))
+        pooled.setdefault(row.family, []).append(np.quantile(np.abs(getattr(row, name)), levels))
     return {family: covering_sigma(np.concatenate(errors)) for family, errors in sorted(pooled.items())}
 
 
-def _standing_in(fits: DeviceFits, table: MeasuredTable, variant: str) -> Fit | None:
+def standing_in(fits: DeviceFits, table: MeasuredTable, variant: str) -> Fit | None:
+    """Fit that answers for the rows of a table: of the same kernel, else the default for its datatype."""
     own = [f for f in fits.fits if (f.family, f.dtype, f.variant) == (table.family, table.dtype, variant)]
     default = fits.engines["default"].get(f"{table.family}/{table.dtype}")
     for source in (table.source, default):

@@ -8,8 +8,8 @@ r"""What a physical form leaves over, as a smooth function of the shape and of t
 with :math:`v_i` the logarithms of columns, of the form's time and of its memory side over its compute
 side, clipped to what was seen; :math:`f_i` piecewise linear on :data:`NODES` equidistant nodes;
 :math:`u_i \in [-1, 1]` the position in the range, :math:`\phi_1(u) = u`, :math:`\phi_2(u) = 2|u| - 1`.
-The weight :math:`w` is 1 up to the longest time seen and fades to 0 at :data:`FADE` times that: the
-physical form extrapolates, a smooth function does not.
+The weight :math:`w` is 1 up to the largest work seen (the longer of the memory and the compute side) and
+fades to 0 at :data:`FADE` times that: the physical form extrapolates, a smooth function does not.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from moesim.kernels.forms.base import Parts
 
 NODES = 9
-FADE = 4.0
+FADE = 16.0
+"""Of 4, 16 and never, what predicts the largest fifth of GEMMs best after a fit of the rest."""
+
 MOST_SIDED = 50.0
 """A kernel is as memory-bound (or compute-bound) as it gets when one side is this many times the other."""
 
@@ -34,6 +36,9 @@ DECIMALS = 4
 
 TIME, SIDE = "seconds", "memory_over_compute"
 """Names of the two coordinates that come from the form, beside the columns."""
+
+WORK = "work_seconds"
+"""Longer of the form's two sides: how large a row is. [s]"""
 
 Coordinates = Mapping[str, Any]
 Ranges = Mapping[str, tuple[float, float]]
@@ -49,6 +54,8 @@ class Correction:
     ----------
     offset : float
         [ln]
+    largest_s : float
+        Largest work seen. [s]
     ranges : dict
         ``{coordinate: (least, most)}`` seen, in the order of the coordinates. [of the coordinate]
     mains : dict
@@ -58,6 +65,7 @@ class Correction:
     """
 
     offset: float
+    largest_s: float
     ranges: Ranges
     mains: Mapping[str, tuple[float, ...]]
     pairs: Mapping[str, tuple[float, ...]]
@@ -73,18 +81,16 @@ class Correction:
             left, _, right = pair.partition(" ")
             for (a, b), weight in zip(product(bends[left], bends[right]), weights, strict=True):
                 total = total + weight * (a * b)
-        if TIME not in self.ranges:
-            return total
-        beyond = np.log(np.maximum(found[TIME] / self.ranges[TIME][1], 1.0))
+        beyond = np.log(np.maximum(found[WORK] / self.largest_s, 1.0))
         return total * np.maximum(0.0, 1.0 - beyond / np.log(FADE))
 
 
 def coordinates(columns: Coordinates, parts: Parts) -> dict[str, Any]:
-    """Columns of a table with the two coordinates that come from the form."""
+    """Columns of a table with the two coordinates that come from the form, and the work."""
     memory_s = np.maximum(parts.memory_s, 1e-30)  # a form without one of its sides is wholly on the other
     compute_s = np.maximum(parts.compute_s, 1e-30)
     side = np.clip(memory_s / compute_s, 1 / MOST_SIDED, MOST_SIDED)
-    return {**columns, TIME: np.asarray(parts.seconds), SIDE: side}
+    return {**columns, TIME: np.asarray(parts.seconds), SIDE: side, WORK: np.maximum(memory_s, compute_s)}
 
 
 def position(span: tuple[float, float], value: Any) -> Any:
@@ -115,13 +121,14 @@ def basis(ranges: Ranges, found: Coordinates) -> NDArray[np.float64]:
     return np.hstack(parts)
 
 
-def from_coefficients(ranges: Ranges, values: NDArray[np.float64]) -> Correction:
+def from_coefficients(ranges: Ranges, largest_s: float, values: NDArray[np.float64]) -> Correction:
     """Correction of a solution for :func:`basis`, or for its columns before the pairs."""
     names = list(ranges)
     numbers = [round(float(value), DECIMALS) for value in values]
     rest = numbers[1 + len(names) * NODES :]
     return Correction(
         numbers[0],
+        largest_s,
         dict(ranges),
         {n: tuple(numbers[1 + i * NODES : 1 + (i + 1) * NODES]) for i, n in enumerate(names)},
         {

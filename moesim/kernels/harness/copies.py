@@ -13,6 +13,8 @@ from .cases import Call, Case
 from .shapes import log_points
 
 BLOCK_BYTES = 1 << 22
+ON_HOST = frozenset({"host", "ssd"})
+"""Directions that no GPU takes part in."""
 
 
 def copies(device: str, count: int, largest_bytes: float) -> Iterator[Case]:

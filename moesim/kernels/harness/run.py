@@ -163,8 +163,12 @@ class _Timer:
             if case.family in collectives.NAMES:
                 return self._ranks.measure(case)
             torch.set_num_threads(case.threads or self._threads)
-            return measure(case.build(self._copies(case)), self._device)
+            device = "cpu" if case.labels.get("direction") in copies.ON_HOST else self._device
+            # what a launch costs the host is the one thing that a full queue would hide
+            return measure(case.build(self._copies(case)), device, queued=case.family != "launch")
         except (RuntimeError, NotImplementedError, OSError):
+            if self._device.startswith("cuda"):
+                torch.cuda.empty_cache()
             return None
 
     def _copies(self, case: Case) -> int:

@@ -16,6 +16,11 @@ from typing import Any
 import numpy as np
 
 Call = Callable[[], Any]
+Sample = tuple[float, float]
+"""Seconds of one call, and seconds that the process waited for a core meanwhile."""
+
+SPIN_CYCLES_PER_S = 2.5e9
+"""No GPU of today has a faster clock: turns a wait into enough cycles."""
 
 SAMPLE_S = 0.004
 """A sample repeats the call until it lasts this long, so that clock resolution does not matter."""
@@ -40,9 +45,21 @@ class Timing:
     disturbed: bool = False
 
 
-def measure(calls: Sequence[Call], device: str) -> Timing:
-    """Time of one of ``calls``, which are copies of the same work on different memory, used in turn."""
-    run = _gpu_sample if device.startswith("cuda") else _cpu_sample
+def measure(calls: Sequence[Call], device: str, *, queued: bool = False) -> Timing:
+    """Time of one of ``calls``, which are copies of the same work on different memory, used in turn.
+
+    Parameters
+    ----------
+    calls : sequence of callable
+    device : str
+        ``cpu`` or ``cuda``.
+    queued : bool
+        A GPU is kept busy until all calls of a sample wait in its queue: the time is the device's own,
+        without the gaps in which it waits for the host.
+    """
+    run: Callable[[Sequence[Call]], Sample] = _cpu_sample
+    if device.startswith("cuda"):
+        run = _GpuSample(queued)
     turn = 0
 
     def next_calls(count: int) -> list[Call]:
@@ -83,7 +100,7 @@ def waited_s() -> float:
     return total / 1e9  # the kernel counts nanoseconds
 
 
-def _cpu_sample(calls: Sequence[Call]) -> tuple[float, float]:
+def _cpu_sample(calls: Sequence[Call]) -> Sample:
     before = waited_s()
     started = time.perf_counter()
     for call in calls:
@@ -92,14 +109,26 @@ def _cpu_sample(calls: Sequence[Call]) -> tuple[float, float]:
     return seconds / len(calls), waited_s() - before
 
 
-def _gpu_sample(calls: Sequence[Call]) -> tuple[float, float]:
-    import torch
+class _GpuSample:
+    """Samples by device events; ``queued`` ones begin with a wait as long as the host took for the last."""
 
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    for call in calls:
-        call()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1000 / len(calls), 0.0  # events count milliseconds
+    def __init__(self, queued: bool) -> None:
+        self._queued = queued
+        self._host_s = 0.0
+        """Time that the host took to hand over one call. [s]"""
+
+    def __call__(self, calls: Sequence[Call]) -> Sample:
+        import torch
+
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        if self._queued and self._host_s:
+            torch.cuda._sleep(int(SPIN_CYCLES_PER_S * self._host_s * len(calls)))
+        start.record()
+        began = time.perf_counter()
+        for call in calls:
+            call()
+        self._host_s = (time.perf_counter() - began) / len(calls)
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1000 / len(calls), 0.0  # events count milliseconds

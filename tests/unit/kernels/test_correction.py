@@ -10,7 +10,7 @@ from moesim.hardware import load_device
 from moesim.kernels.correction_table import CorrectionTable
 from moesim.kernels.fit.correction import fit_correction, learn
 from moesim.kernels.fit.optimise import Solution, form_parts, predict_s
-from moesim.kernels.forms.correction import FADE, TIME, Correction, coordinates
+from moesim.kernels.forms.correction import FADE, WORK, Correction, coordinates
 from moesim.kernels.forms.families import form_of
 from moesim.kernels.forms.gemm import GemmChoice, GemmParameters
 from moesim.kernels.measured import MeasuredTable
@@ -49,7 +49,7 @@ def test_what_the_form_cannot_express_is_learnt(learnt):
         for solution in (plain, learnt.solution)
     ]
     assert errors[1] < 0.6 * errors[0]
-    assert errors[1] == pytest.approx(np.median(np.abs(learnt.error)), rel=0.3)
+    assert errors[1] == pytest.approx(np.median(np.abs(learnt.errors[1])), rel=0.3)
 
 
 def test_noise_is_not_learnt():
@@ -64,11 +64,11 @@ def test_noise_is_not_learnt():
     assert found.correction is None
 
 
-def test_correction_fades_beyond_the_longest_time_seen(learnt):
+def test_correction_fades_beyond_the_largest_work_seen(learnt):
     correction = learnt.solution.correction
-    longest = correction.ranges[TIME][1]
     found = {name: np.array([most]) for name, (_, most) in correction.ranges.items()}
-    logs = [float(correction.log(found | {TIME: np.array([f * longest])})[0]) for f in (1.0, FADE**0.5, FADE)]
+    work = correction.largest_s * np.array([1.0, FADE**0.5, FADE])
+    logs = [float(correction.log(found | {WORK: np.array([size])})[0]) for size in work]
     assert logs[1] == pytest.approx(logs[0] / 2)
     assert logs[2] == 0
 
@@ -93,6 +93,6 @@ def test_table_is_the_sum(learnt):
 
 def test_products_enter_with_their_weights():
     spans = {"a": (1.0, 16.0), "b": (1.0, 16.0)}
-    correction = Correction(0.1, spans, {}, {"a b": (1.0, 0.0, 0.0, 0.0)})
-    found = {"a": np.array([1.0, 16.0, 16.0, 99.0]), "b": np.array([1.0, 16.0, 4.0, 1.0])}
+    correction = Correction(0.1, 1.0, spans, {}, {"a b": (1.0, 0.0, 0.0, 0.0)})
+    found = {"a": np.array([1.0, 16.0, 16.0, 99.0]), "b": np.array([1.0, 16.0, 4.0, 1.0]), WORK: 1.0}
     assert correction.log(found) == pytest.approx([1.1, 1.1, 0.1, -0.9])

@@ -1,13 +1,16 @@
 """Fits find the parameters that made a table and count their errors on rows not seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from moesim.errors import InputError
 from moesim.evidence import covering_sigma, rng_for
 from moesim.hardware import load_device
+from moesim.kernels.choose import few_rows_sigma
 from moesim.kernels.fit.device import engines_of, fit_device, slow_kernels
-from moesim.kernels.fit.optimise import Prior, fit_rows, predict_s, subsample
+from moesim.kernels.fit.optimise import LEAN, Prior, datasheet_s, fit_rows, predict_s, subsample
 from moesim.kernels.fit.protocol import fit_table, random_split, shape_split
 from moesim.kernels.fit_file import DeviceFits, load_fits, write_fits
 from moesim.kernels.forms.families import form_of
@@ -85,6 +88,28 @@ def test_few_rows_stay_near_their_prior():
     assert moved.choice == known.choice
     with pytest.raises(InputError, match="at least 8"):
         fit_rows(few, H100)
+
+
+def test_a_small_table_is_fitted_from_a_known_device():
+    known = fit_device([gemm_table()], H100, side_fits=False)
+    h200 = load_device("h200_sxm")
+    few = replace(gemm_table(20, device="h200_sxm"), seconds=gemm_table(20).seconds * 1.2)
+    (fit,) = fit_device([few], h200, side_fits=False, near=known).fits
+    assert fit.choice == known.fits[0].choice
+    assert "pulled towards h100_sxm" in fit.evidence
+    assert min(fit.sigma.values()) >= few_rows_sigma(h200, H100)["gemm"]
+    assert fit.held_out.median_ape < 0.15
+    (alone,) = fit_device([few], h200, side_fits=False).fits
+    assert fit.held_out.median_ape < alone.held_out.median_ape
+
+
+def test_large_rows_are_the_likelier_ones():
+    table = gemm_table(4000)
+    machine = form_of("gemm").machine(H100, "bf16")
+    size = datasheet_s(table, machine)
+    leaning = subsample(table, 400, "x", size**LEAN)
+    assert np.median(datasheet_s(leaning, machine)) > 1.5 * np.median(size)
+    assert leaning.seconds.tolist() == subsample(table, 400, "x", size**LEAN).seconds.tolist()
 
 
 def test_splits_are_disjoint_and_the_same_each_time():

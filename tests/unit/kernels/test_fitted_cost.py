@@ -33,6 +33,7 @@ def fit_of(family, dtype="bf16", variant="", sigma=0.1, **parameters):
         sigma={"launch": 2 * sigma, "memory": sigma, "compute": sigma},
         seen=RANGES.get(family, {}),
         larger_sigma_ratio=2.0,
+        far_larger_sigma_ratio=5.0,
         num_rows=100,
         num_fitted_rows=30,
         evidence="fitted: test",
@@ -73,6 +74,7 @@ def test_sigma_is_weighted_with_time_and_wider_beyond_the_range():
     assert model.op(gemm(65536.0)).sigma == pytest.approx(0.2)
     both = model.op(gemm(np.array([4096.0, 65536.0]))).sigma
     assert 0.19 < both < 0.2
+    assert model.op(gemm(10 * 8192.0)).sigma == pytest.approx(0.5)  # far beyond
 
 
 def test_changed_datasheet_changes_the_time():

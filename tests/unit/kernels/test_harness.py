@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -160,6 +161,50 @@ def test_a_case_that_always_waited_says_so(monkeypatch):
         clock.waited += 0.02
 
     assert measure([call], "cpu").disturbed
+
+
+class Gpu:
+    """Stands for ``torch.cuda``: a queue of work that the host hands over in time of its own."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock, self.free_at = clock, 0.0
+        self.Event = lambda enable_timing: Event(self)
+
+    def synchronize(self) -> None:
+        self.clock.now = max(self.clock.now, self.free_at)
+
+    def work(self, seconds: float) -> None:
+        self.free_at = max(self.clock.now, self.free_at) + seconds
+
+    def _sleep(self, cycles: int) -> None:
+        self.work(cycles / 2.0e9)
+
+
+class Event:
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu, self.at = gpu, 0.0
+
+    def record(self) -> None:
+        self.at = max(self.gpu.clock.now, self.gpu.free_at)
+
+    def synchronize(self) -> None:
+        self.gpu.clock.now = max(self.gpu.clock.now, self.at)
+
+    def elapsed_time(self, end: "Event") -> float:
+        return 1000 * (end.at - self.at)
+
+
+@pytest.mark.parametrize(("queued", "seconds"), [(True, 3e-6), (False, 10e-6)])
+def test_short_kernels_are_timed_without_the_hosts_gaps(monkeypatch, queued, seconds):
+    clock = Clock(monkeypatch)
+    gpu = Gpu(clock)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=gpu))
+
+    def call():
+        clock.now += 10e-6  # the host's part
+        gpu.work(3e-6)
+
+    assert measure([call], "cuda", queued=queued).seconds == pytest.approx(seconds, rel=0.02)
 
 
 def copied(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
