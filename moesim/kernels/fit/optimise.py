@@ -40,7 +40,7 @@ SOFT_RESIDUAL = 0.1
 INSIDE = 1e-5
 """Least distance of a start from its bounds, as a fraction of their distance."""
 
-LEAST_SIZE = 1e-9
+LEAST_SIZE = 2.0**-30
 """A row without work counts as this fraction of the largest."""
 
 WEAK_PULL = 0.5
