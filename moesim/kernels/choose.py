@@ -83,6 +83,12 @@ def cost_of(device: Device, engine: str = "default", tables: Iterable[MeasuredTa
     return FittedCost(device, fits, roofline, usable, least)
 
 
+def engine_or_default(device: Device, engine: str) -> str:
+    """``engine`` where the fits that answer for a device know it, else ``default``."""
+    source = device.name if device.name in fitted_devices() else nearest_fitted(device)
+    return engine if source is not None and engine in _fits(source).engines else "default"
+
+
 def nearest_fitted(device: Device) -> str | None:
     """Measured GPU whose datasheet is nearest, or None where none is near.
 

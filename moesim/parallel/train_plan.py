@@ -94,6 +94,11 @@ class TrainPlan:
         outer = np.arange(self.edp // self.cp)[:, None] * (self.ep * self.cp * self.tp)
         return np.asarray((outer + np.arange(self.cp) * self.tp).ravel())
 
+    def member_of(self) -> Ranks:
+        """Place of each rank of a stage in its expert-parallel group, ``(stage_size,)``."""
+        ranks = np.arange(self.stage_size)
+        return ranks // (self.etp if self.folded else self.tp * self.cp) % self.ep
+
     def neighbours(self) -> Ranks:
         """A rank of the first stage and its successor in the second, ``(2,)``."""
         return np.array([0, self.stage_size % self.num_devices])

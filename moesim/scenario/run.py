@@ -21,6 +21,8 @@ from moesim.scenario.sensitivity import sensitivities
 from moesim.scenario.serve import ServingOutcome, run_serving
 from moesim.scenario.serving import Serving, build_serving
 from moesim.scenario.simulate import Simulated, simulate
+from moesim.scenario.train import TrainOutcome, run_training
+from moesim.scenario.training import Training, build_training
 from moesim.scenario.views import inputs_of, memory_view, routing_views, sources_of
 from moesim.units import fmt_quantity, fmt_seconds
 
@@ -36,13 +38,15 @@ class Outcome:
     simulated: Simulated
 
 
-AnyOutcome: TypeAlias = Outcome | OffloadOutcome | ServingOutcome
+AnyOutcome: TypeAlias = Outcome | OffloadOutcome | ServingOutcome | TrainOutcome
 
 
-def built_of(resolved: Resolved) -> Built | Offloading | Serving:
+def built_of(resolved: Resolved) -> Built | Offloading | Serving | Training:
     """Objects of a scenario, after all checks, without simulating."""
     if resolved.scenario.question == "serve":
         return build_serving(resolved)
+    if resolved.scenario.question == "train_step":
+        return build_training(resolved)
     return build_offload(resolved) if resolved.scenario.question == "offload" else build(resolved)
 
 
@@ -63,6 +67,8 @@ def run(
     """
     if resolved.scenario.question == "serve":
         return run_serving(resolved, progress=progress, with_changes=with_changes)
+    if resolved.scenario.question == "train_step":
+        return run_training(resolved, with_changes=with_changes)
     if resolved.scenario.question == "offload":
         return run_offload(resolved, with_changes=with_changes)
     return run_built(build(resolved))

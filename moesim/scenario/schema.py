@@ -13,6 +13,7 @@ from moesim.model.dtypes import Dtypes as ModelDtypes
 from moesim.network.faults import Faults
 from moesim.scenario.background_schema import BackgroundFlow
 from moesim.scenario.serving_schema import EngineSection, ServingSection, WorkloadSection
+from moesim.scenario.training_schema import TrainingSection
 
 
 class Strict(BaseModel):
@@ -41,7 +42,8 @@ class Dtypes(Strict):
 class PlanSection(Strict):
     """Who works on what.
 
-    ``num_devices = pp * tp * attention_dp`` and, per stage, ``tp * attention_dp = moe_tp * ep``.
+    ``num_devices = pp * tp * attention_dp`` and, per stage, ``tp * attention_dp = moe_tp * ep``. In training
+    ``num_devices = pp * tp * cp * dp`` and a stage's ranks are also ``etp * ep`` times the expert replicas.
     """
 
     tp: int = Field(1, ge=1, description="tensor-parallel ranks of attention and dense layers")
@@ -53,6 +55,18 @@ class PlanSection(Strict):
     moe_tp: int | None = Field(
         None, ge=1, description="tensor-parallel ranks inside an expert; default: what is left"
     )
+    dp: int | None = Field(
+        None,
+        ge=1,
+        description="training: data-parallel ranks of attention; default: all devices that are left",
+    )
+    cp: int = Field(1, ge=1, description="training: context-parallel ranks")
+    vpp: int = Field(1, ge=1, description="training: chunks of layers that each stage holds")
+    etp: int | None = Field(None, ge=1, description="training: tensor-parallel ranks inside an expert")
+    folded: bool = Field(
+        True, description="training: expert groups may run over tensor- and context-parallel ranks"
+    )
+    layers: tuple[int, ...] | None = Field(None, description="training: layers of each part of the pipeline")
     num_devices: int | None = Field(None, ge=1, description="checked against the product when given")
 
 
@@ -278,7 +292,7 @@ class Scenario(Strict):
     schema_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]+$")]
     description: str = ""
-    question: Literal["decode_step", "prefill_step", "offload", "serve"]
+    question: Literal["decode_step", "prefill_step", "train_step", "offload", "serve"]
     model: dict[str, Any] = Field(description="bundled name, path to a config.json, or its fields")
     dtypes: Dtypes = Dtypes()
     cluster: Cluster = Field(description="profile name or its fields")
@@ -286,7 +300,7 @@ class Scenario(Strict):
     placement: PlacementSection = PlacementSection()
     routing: RoutingSection | None = Field(None, description="needed for a model with experts")
     batch: BatchSection = Field(
-        BatchSection(tokens_per_rank=1), description="needed unless the question is serve"
+        BatchSection(tokens_per_rank=1), description="needed unless the question is serve or train_step"
     )
     workload: WorkloadSection | None = Field(None, description="needed if question is serve")
     engine: EngineSection = EngineSection()
@@ -297,6 +311,7 @@ class Scenario(Strict):
     memory: MemorySection = MemorySection()
     executor: ExecutorSection = ExecutorSection()
     offload: OffloadSection = OffloadSection()
+    training: TrainingSection = Field(TrainingSection(), description="needed if question is train_step")
     interpreter: Literal["vector", "events"] = "vector"
     bands: BandsSection = BandsSection()
     seed: int = Field(0, ge=0)
@@ -308,7 +323,7 @@ class Scenario(Strict):
 
     @model_validator(mode="after")
     def _has_what_is_asked(self) -> Scenario:
-        needed = "workload" if self.question == "serve" else "batch"
+        needed = {"serve": "workload", "train_step": "training"}.get(self.question, "batch")
         if needed not in self.model_fields_set:
             message = f"{needed} is missing; accepted: a section {needed} (the question is {self.question})"
             raise ValueError(message)

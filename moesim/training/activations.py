@@ -74,7 +74,9 @@ class Saved:
     modules: frozenset[str] = ALWAYS
 
 
-def saved_tensors(layer: LayerSpec, hidden: int, rows: Rows, dtypes: Dtypes) -> list[Saved]:
+def saved_tensors(
+    layer: LayerSpec, hidden: int, rows: Rows, dtypes: Dtypes, inner_dtype: str = ""
+) -> list[Saved]:
     """What one layer keeps of a microbatch when nothing is recomputed.
 
     Parameters
@@ -87,6 +89,9 @@ def saved_tensors(layer: LayerSpec, hidden: int, rows: Rows, dtypes: Dtypes) -> 
     dtypes : Dtypes
         ``activations`` between operations; inputs of products are kept in the products' own format where that
         is narrower (fp8 training).
+    inner_dtype : str
+        Format in which inputs of activation functions are kept; by default as they are computed. DeepSeek-V3
+        keeps them in fp8 (arXiv:2412.19437, section 3.3.3).
     """
     wide = bytes_per_element(dtypes.activations)
     product = min(wide, bytes_per_element(dtypes.of_mixer().weights))
@@ -102,8 +107,8 @@ def saved_tensors(layer: LayerSpec, hidden: int, rows: Rows, dtypes: Dtypes) -> 
         return tensors
     tensors.append(Saved("residual", FEED_FORWARD, rows.local * hidden * wide))
     if isinstance(layer.ffn, DenseFfn):
-        return [*tensors, *_dense(layer.ffn, hidden, rows, dtypes)]
-    return [*tensors, *_moe(layer.ffn, hidden, rows, dtypes)]
+        return [*tensors, *_dense(layer.ffn, hidden, rows, dtypes, inner_dtype)]
+    return [*tensors, *_moe(layer.ffn, hidden, rows, dtypes, inner_dtype)]
 
 
 def kept(tensors: list[Saved], recompute: Recompute, position: int = 0) -> float:
@@ -174,17 +179,19 @@ def _recurrent(layer: LayerSpec, hidden: int, rows: Rows, dtypes: Dtypes) -> Ite
     yield Saved("projected inputs and result of the scan", ATTENTION, rows.tokens * width * wide)
 
 
-def _dense(ffn: DenseFfn, hidden: int, rows: Rows, dtypes: Dtypes) -> Iterator[Saved]:
+def _dense(ffn: DenseFfn, hidden: int, rows: Rows, dtypes: Dtypes, inner_dtype: str) -> Iterator[Saved]:
     wide, product = _formats(dtypes)
+    inner = bytes_per_element(inner_dtype or dtypes.activations)
     width, ups = ffn.width / rows.tp, 2 if ffn.gated else 1
     again = frozenset({"mlp"})
     yield Saved("normed residual", FEED_FORWARD, rows.local * hidden * product, again)
-    yield Saved("up and gate", FEED_FORWARD, rows.tokens * ups * width * wide, again)
+    yield Saved("up and gate", FEED_FORWARD, rows.tokens * ups * width * inner, again)
     yield Saved("activated", FEED_FORWARD, rows.tokens * width * product, again)
 
 
-def _moe(moe: MoeSpec, hidden: int, rows: Rows, dtypes: Dtypes) -> Iterator[Saved]:
+def _moe(moe: MoeSpec, hidden: int, rows: Rows, dtypes: Dtypes, inner_dtype: str) -> Iterator[Saved]:
     wide, product = _formats(dtypes)
+    inner = bytes_per_element(inner_dtype or dtypes.activations)
     narrow = min(wide, bytes_per_element(dtypes.experts))
     whole = frozenset({"moe"})
     # router and shared experts read it; a checkpointed MoE part keeps it as its own input
@@ -193,15 +200,15 @@ def _moe(moe: MoeSpec, hidden: int, rows: Rows, dtypes: Dtypes) -> Iterator[Save
     yield Saved("router scores and choices", FEED_FORWARD, scores, whole)
     width, ups = moe.expert_width / rows.etp, 2 if moe.gated else 1
     yield Saved("dispatched tokens", EXPERTS, rows.copies * hidden * narrow, whole)
-    yield Saved("expert up and gate", EXPERTS, rows.copies * ups * width * wide, whole)
+    yield Saved("expert up and gate", EXPERTS, rows.copies * ups * width * inner, whole)
     again = frozenset({"moe", "moe_act"})
     yield Saved("expert activated", EXPERTS, rows.copies * width * narrow, again)
     shared = moe.shared
     if shared is not None:
-        inner, ups = shared.width / rows.tp, 2 if shared.gated else 1
+        shared_width, ups = shared.width / rows.tp, 2 if shared.gated else 1
         again = frozenset({"moe", "shared_experts"})
-        yield Saved("shared up and gate", FEED_FORWARD, rows.tokens * ups * inner * wide, again)
-        yield Saved("shared activated", FEED_FORWARD, rows.tokens * inner * product, again)
+        yield Saved("shared up and gate", FEED_FORWARD, rows.tokens * ups * shared_width * inner, again)
+        yield Saved("shared activated", FEED_FORWARD, rows.tokens * shared_width * product, again)
 
 
 def _formats(dtypes: Dtypes) -> tuple[float, float]:

@@ -79,6 +79,8 @@ class Demand:
         Token copies of the stage's most loaded expert rank over the mean, or the capacity factor. [-]
     mtp : bool
         Multi-token prediction modules are trained too, on the last part.
+    inner_dtype : str
+        Format in which inputs of activation functions are kept; by default as they are computed.
     loss_fp32 : bool
         The loss works on an fp32 copy of the logits, else in place (fused).
     first_step : bool
@@ -98,6 +100,7 @@ class Demand:
     sequence_length: int
     expert_overload: ArrayLike = 1.0
     mtp: bool = False
+    inner_dtype: str = ""
     loss_fp32: bool = True
     first_step: bool = False
     _saved: dict[tuple[LayerSpec, Rows, Dtypes], list[Saved]] = field(
@@ -129,7 +132,7 @@ class Demand:
         """Tensors of a layer; equal layers are counted once."""
         key = (layer, self.rows(layer, overload), self.dtypes)
         if key not in self._saved:
-            self._saved[key] = saved_tensors(layer, self.model.hidden_size, *key[1:])
+            self._saved[key] = saved_tensors(layer, self.model.hidden_size, *key[1:], self.inner_dtype)
         return self._saved[key]
 
     def layers(self, part: int) -> list[LayerSpec]:

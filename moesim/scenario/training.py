@@ -1,0 +1,261 @@
+"""Training scenario to a set-up: model, plan, costs, routing, schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError, Problem
+from moesim.hardware.schema import Cluster
+from moesim.kernels.choose import cost_of, engine_or_default
+from moesim.memory.ledger import Ledger
+from moesim.model import Dtypes, ModelSpec, from_hf
+from moesim.model.dtypes import bytes_per_element
+from moesim.network.exchanges.base import Phase
+from moesim.network.exchanges.probe import Even, decided
+from moesim.network.fabric import AUTO, Communication, Fabric
+from moesim.parallel.train_plan import TrainPlan
+from moesim.parallel.train_plan import check as check_plan
+from moesim.scenario.machine import deduplication_of
+from moesim.scenario.resolve import Resolved
+from moesim.scenario.schema import PlanSection, Scenario
+from moesim.scenario.traffic import load_traffic
+from moesim.scenario.training_memory import checked_ledger
+from moesim.scenario.training_schema import TrainingSection
+from moesim.traces import RoutingTrace
+from moesim.training.backward import TrainCost
+from moesim.training.framework import Framework, load_framework
+from moesim.training.items import Options, TrainBatch, forward_s
+from moesim.training.layout import Layout, even, given, weighted
+from moesim.training.loads import Shares, balanced, shares_of
+from moesim.training.recompute import Recompute
+from moesim.training.schedules.base import Geometry, num_parts, schedules
+from moesim.training.schedules.base import check as check_schedule
+from moesim.training.states import States
+from moesim.training.step import TrainSetup
+from moesim.training.work import LayerWork
+
+BALANCED = "balanced"
+WINDOW_TOKENS = 1000
+"""Fewest tokens that stand for the routing of a microbatch: fewer would show noise as imbalance. [tokens]"""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training scenario as objects.
+
+    Attributes
+    ----------
+    resolved : Resolved
+    setup : TrainSetup
+    framework : Framework
+    ledger : Ledger
+        Memory of every stage's fullest rank; it fits.
+    warnings : tuple of str
+    """
+
+    resolved: Resolved
+    setup: TrainSetup
+    framework: Framework
+    ledger: Ledger
+    warnings: tuple[str, ...]
+
+    @property
+    def scenario(self) -> Scenario:
+        """Validated values."""
+        return self.resolved.scenario
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step. [tokens]"""
+        section = self.scenario.training
+        return section.global_batch_size * section.sequence_length
+
+
+def build_training(resolved: Resolved, like: Training | None = None) -> Training:
+    """Objects of a training scenario; every contradiction between its parts is an error here.
+
+    ``like`` is the same scenario on another machine, whose routing is used again.
+
+    Raises
+    ------
+    InputError
+        Plan, batch, schedule or routing do not go with the model, the cluster or each other.
+    InfeasibleError
+        A rank needs more memory than it has.
+    """
+    scenario = resolved.scenario
+    section = scenario.training
+    model = from_hf(resolved.tree.sub("model"), resolved.model_name)
+    plan = train_plan(scenario.plan, scenario.cluster)
+    check_plan(plan, model, scenario.cluster.num_devices)
+    microbatches = _microbatches(scenario, plan)
+    order = section.schedule
+    schedule = schedules.build(order.policy, order.params, field="training.schedule")
+    geometry = Geometry(plan.pp, microbatches, plan.vpp)
+    check_schedule(schedule, geometry, field="training.schedule")
+    shares, warnings = _shares(scenario, model) if like is None else (like.setup.work.shares, like.warnings)
+    framework = load_framework(section.framework)
+    dtypes = scenario.dtypes.of_model()
+    work = _work(scenario, model, plan, dtypes, shares, framework)
+    setup = TrainSetup(
+        work=work,
+        layout=_layout(scenario, work, num_parts(schedule, geometry)),
+        schedule=schedule,
+        num_microbatches=microbatches,
+        recompute=recompute_of(section),
+        host=framework.host(captured=section.graphs == "full"),
+        states=States(
+            sharding=section.sharding,
+            gradients=section.gradient_dtype,
+            moments=section.moment_dtype,
+            offload_fraction=section.optimizer_offload_fraction,
+        ),
+        overlap_reduce=section.overlap_gradient_reduce,
+        overlap_gather=section.overlap_parameter_gather,
+        mtp=section.mtp,
+    )
+    device = scenario.cluster.node.device
+    capacity = device.main_memory.capacity_bytes
+    ledger = checked_ledger(setup, capacity, section.kept_inner_dtype) if like is None else like.ledger
+    return Training(resolved, setup, framework, ledger, warnings)
+
+
+def train_plan(section: PlanSection, cluster: Cluster) -> TrainPlan:
+    """Plan of a section; data parallelism fills the devices, experts stay whole unless said otherwise.
+
+    Raises
+    ------
+    InputError
+        Fields of serving, or devices that the other degrees do not divide.
+    """
+    problems = [
+        Problem(f"plan.{name}", f"belongs to serving; accepted in training: {instead}")
+        for name, value, instead in (
+            ("attention_dp", section.attention_dp > 1, "dp"),
+            ("moe_tp", section.moe_tp is not None, "etp"),
+        )
+        if value
+    ]
+    fixed = section.tp * section.cp * section.pp
+    devices = section.num_devices or (section.dp or 0) * fixed or cluster.num_devices
+    dp = section.dp or devices // fixed
+    if dp * fixed != devices:
+        accepted = f"a multiple of tp * cp * pp = {fixed}" + (
+            f" times dp = {section.dp}" if section.dp else ""
+        )
+        problems.append(Problem("plan.num_devices", f"got {devices}; accepted: {accepted}"))
+    if problems:
+        raise InputError(problems)
+    etp = section.etp or (1 if section.folded else section.tp)
+    return TrainPlan(
+        section.tp, section.cp, dp, section.pp, section.vpp, section.ep or 1, etp, section.folded
+    )
+
+
+def recompute_of(section: TrainingSection) -> Recompute:
+    """Policy of a section: nothing, ``full``, or the named modules.
+
+    Raises
+    ------
+    InputError
+        An unknown module, or ``full`` beside others.
+    """
+    names = section.recompute
+    if names == ("full",):
+        return Recompute("full", method="block" if section.recompute_layers else "uniform",
+                         num_layers=section.recompute_layers or 1)  # fmt: skip
+    return Recompute("selective", names) if names else Recompute()
+
+
+def _microbatches(scenario: Scenario, plan: TrainPlan) -> int:
+    section = scenario.training
+    each = section.micro_batch_size * plan.dp
+    if section.global_batch_size % each:
+        accepted = f"a multiple of micro_batch_size * dp = {each}"
+        raise InputError.at("training.global_batch_size", section.global_batch_size, accepted)
+    return section.global_batch_size // each
+
+
+def _shares(scenario: Scenario, model: ModelSpec) -> tuple[Shares, tuple[str, ...]]:
+    """Shares of the experts in every draw of routing, ``(draw, layer, expert)``, and what to know of them."""
+    layers = len(model.moe_layers)
+    routing = scenario.routing
+    if (routing is None) != (model.num_experts == 0):
+        need = "a dense model has no routing" if model.num_experts == 0 else "missing (the model has experts)"
+        raise InputError([Problem("routing", need)])
+    if routing is None or routing.generator == BALANCED:
+        return balanced(layers, max(model.num_experts, 1)), ()
+    # nothing is placed by what it has seen: both halves of the traffic are routing of microbatches
+    traffic = load_traffic(routing, model, WINDOW_TOKENS * routing.num_batches // 2, scenario.seed)
+    counts = [counts for trace in (traffic.fit, traffic.held_out) for counts in _windows(trace)]
+    return shares_of(np.array(counts[: routing.num_batches])), traffic.warnings
+
+
+def _windows(trace: RoutingTrace) -> list[NDArray[np.int64]]:
+    """Token copies of each expert in consecutive windows of a trace, ``(layer, expert)`` each."""
+    draws = max(1, trace.num_tokens // WINDOW_TOKENS)
+    size = trace.num_tokens // draws
+    return [trace.window(i * size, (i + 1) * size).counts() for i in range(draws)]
+
+
+def _work(
+    scenario: Scenario,
+    model: ModelSpec,
+    plan: TrainPlan,
+    dtypes: Dtypes,
+    shares: Shares,
+    framework: Framework,
+) -> LayerWork:
+    section, cluster = scenario.training, scenario.cluster
+    batch = TrainBatch(section.micro_batch_size, section.sequence_length)
+    fabric = _fabric(scenario, model, plan)
+    narrow = bytes_per_element(dtypes.experts) < bytes_per_element(dtypes.activations)
+    kernels = cost_of(cluster.node.device, engine_or_default(cluster.node.device, framework.kernels))
+    options = Options(
+        deduplicate=fabric.communication.deduplicate,
+        dispatch_dtype=scenario.dtypes.dispatch,
+        delayed_weight_gradient=section.delayed_weight_gradient,
+        host_reads_counts=section.host_reads_counts,
+        capacity_factor=section.capacity_factor,
+        router_launches=framework.router_launches,
+        captured_pieces=section.graphs == "partial",
+    )
+    cost = TrainCost(kernels, section.gradient_dtype, quantised=narrow)
+    return LayerWork(model, plan, dtypes, batch, cost, fabric, shares, options, cluster.node.device.num_units)
+
+
+def _fabric(scenario: Scenario, model: ModelSpec, plan: TrainPlan) -> Fabric:
+    """Links and algorithms; an exchange that is left open is decided by evenly routed tokens."""
+    network, cluster = scenario.network, scenario.cluster
+    communication = Communication(**network.model_dump() | {"deduplicate": deduplication_of(network)})
+    fabric = Fabric.of(cluster, plan.num_devices, communication, scenario.faults)
+    moe = next((layer.moe for layer in model.layers if layer.moe is not None), None)
+    if moe is None or plan.ep == 1 or network.exchange != AUTO or network.deduplicate != "auto":
+        return fabric
+    row_bytes: dict[Phase, float] = {
+        "dispatch": model.hidden_size * bytes_per_element(scenario.dtypes.dispatch),
+        "combine": model.hidden_size * bytes_per_element(scenario.dtypes.activations),
+    }
+    section = scenario.training
+    tokens = section.micro_batch_size * section.sequence_length / (plan.cp * plan.tp)
+    even_load = Even(plan.ep_ranks(), tokens, moe.num_experts, moe.top_k, row_bytes)
+    chosen = decided(fabric, even_load)
+    return replace(
+        fabric,
+        communication=replace(communication, exchange=chosen.exchange, deduplicate=chosen.deduplicate),
+    )
+
+
+def _layout(scenario: Scenario, work: LayerWork, parts: int) -> Layout:
+    """Layers of each part: as given, equal in number, or as equal in forward work as can be."""
+    model, sizes = work.model, scenario.plan.layers
+    if sizes is not None:
+        return given(sizes, model.num_layers, parts)
+    if parts == 1 or scenario.training.layout == "even":
+        return even(model.num_layers, parts)
+    weights = [forward_s(work.layer(index)) for index in range(model.num_layers)]
+    last = forward_s(work.head()) + (forward_s(work.mtp()) if scenario.training.mtp else 0.0)
+    return weighted(weights, parts, first=forward_s(work.embedding()), last=last)

@@ -1,0 +1,101 @@
+"""Memory of a training scenario: what every stage keeps, and what to change where it does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.errors import InputError
+from moesim.memory.ledger import Ledger
+from moesim.parallel.train_plan import TrainPlan
+from moesim.training.layout import even
+from moesim.training.memory import Demand
+from moesim.training.memory_remedy import check
+from moesim.training.orders import in_flight
+from moesim.training.schedules.base import Geometry, num_parts
+from moesim.training.schedules.base import check as check_schedule
+from moesim.training.step import TrainSetup
+
+
+def checked_ledger(setup: TrainSetup, capacity_bytes: float, inner_dtype: str = "") -> Ledger:
+    """Ledger of every stage's fullest rank; inputs of activation functions are kept in ``inner_dtype``.
+
+    Raises
+    ------
+    InfeasibleError
+        A stage is over; names the smallest changes that fit.
+    """
+    demand = replace(_demand(setup, setup.work.plan, setup.layout, _overload(setup)), inner_dtype=inner_dtype)
+
+    def reshaped(plan: TrainPlan) -> Demand:
+        geometry = Geometry(plan.pp, setup.num_microbatches * setup.work.plan.dp // plan.dp, plan.vpp)
+        check_schedule(setup.schedule, geometry, field="training.schedule")
+        parts = num_parts(setup.schedule, geometry)
+        if parts > setup.model.num_layers:
+            raise InputError.at("plan.pp", plan.pp, f"at most {setup.model.num_layers} parts")
+        worst = float(_overload(setup).max())
+        changed = _demand(setup, plan, even(setup.model.num_layers, parts), np.full(plan.pp, worst))
+        return replace(changed, inner_dtype=inner_dtype)
+
+    return check(demand, capacity_bytes=capacity_bytes, reshaped=reshaped)
+
+
+def memory_view(ledger: Ledger, stage_size: int) -> dict[str, Any]:
+    """Bytes by part of each stage's fullest rank, against the capacity."""
+    return {
+        "capacity_bytes": ledger.capacity_bytes,
+        "per_rank": [
+            {
+                "ranks": f"{stage * stage_size}-{(stage + 1) * stage_size - 1}",
+                "parts": {name: float(size[stage]) for name, size in ledger.parts.items()},
+                "free_bytes": float(ledger.free_bytes[stage]),
+            }
+            for stage in range(len(ledger.need_bytes))
+        ],
+    }
+
+
+def _demand(
+    setup: TrainSetup, plan: TrainPlan, layout: tuple[tuple[int, ...], ...], overload: NDArray[np.float64]
+) -> Demand:
+    schedule, batch = setup.schedule, setup.work.batch
+    microbatches = max(setup.num_microbatches * setup.work.plan.dp // plan.dp, 1)
+    geometry = Geometry(plan.pp, microbatches, plan.vpp)
+    part_of = np.array(
+        [[schedule.part_of(stage, chunk, geometry) for chunk in range(plan.vpp)] for stage in range(plan.pp)]
+    )
+    return Demand(
+        model=setup.model,
+        plan=plan,
+        dtypes=setup.work.dtypes,
+        states=setup.states,
+        recompute=setup.recompute,
+        layout=layout,
+        part_of=part_of,
+        in_flight=in_flight(schedule, geometry).astype(np.float64),
+        micro_batch_size=batch.micro_batch_size,
+        sequence_length=batch.sequence_length,
+        expert_overload=overload,
+        mtp=setup.mtp,
+    )
+
+
+def _overload(setup: TrainSetup) -> NDArray[np.float64]:
+    """Token copies of the fullest expert rank of each stage over the mean, over its layers, ``(stage,)``."""
+    work, geometry, schedule = setup.work, setup.geometry, setup.schedule
+    found = np.ones(geometry.num_stages)
+    for stage in range(geometry.num_stages):
+        parts = {schedule.part_of(stage, chunk, geometry) for chunk in range(geometry.num_chunks)}
+        rows: NDArray[np.float64] | float = 0.0
+        for part in parts:
+            for layer in setup.layout[part]:
+                moe = setup.model.layers[layer].moe
+                if moe is not None:
+                    row = setup.model.moe_layers.index(layer)
+                    rows = rows + work.load(moe).load.rows[:, row]
+        if isinstance(rows, np.ndarray):
+            found[stage] = float((rows.max(axis=-1) / rows.mean(axis=-1)).max())
+    return found

@@ -1,0 +1,161 @@
+"""Vocabulary of a chunk: local work, exchanges, and what a framework does beside the model's own work.
+
+A layer is a list of :class:`Piece` (local work) and :class:`Link` (an exchange). Its forward pass runs down
+the list, its backward pass up the list with each exchange turned round. Several draws of routing lie side by
+side on the rank axis: ``rank = draw * group_size + member``; only members of one draw meet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from moesim.engine.program import Part
+from moesim.evidence import Estimate
+from moesim.model.ops import AttentionPrefill, Op
+from moesim.network.traffic import Deduplication
+from moesim.training.backward import Passes, TrainCost
+
+NOT_TRAINED = frozenset({"kv_write", "cross_kv_write"})
+"""Operations that only a cache needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One operation of a piece.
+
+    Attributes
+    ----------
+    tag : str
+        What recomputation calls it (``core_attention``, ``norm``, ``experts``...).
+    label : str
+        What reports call it.
+    passes : Passes
+        Seconds of each pass.
+    activation : Estimate or None
+        Seconds of the activation inside it alone, forward.
+    """
+
+    tag: str
+    label: str
+    passes: Passes
+    activation: Estimate | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Local work between two exchanges; ``extra_launches`` kernels are small and cost only the host."""
+
+    work: tuple[Work, ...]
+    extra_launches: int = 0
+    captured: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An exchange that the next piece needs.
+
+    Attributes
+    ----------
+    forward, backward : Part
+        Moving the tokens, and later their gradients the other way.
+    tag : str
+        What recomputation calls it.
+    everybody : bool
+        All ranks of the draw meet; else each rank's small group runs alike and meets nobody else.
+    hides_weight_gradient : bool
+        In the backward pass, weight gradients of the piece above run beside it.
+    host_waits : bool
+        The host must read counts before it can launch what follows.
+    """
+
+    forward: Part
+    backward: Part
+    tag: str
+    everybody: bool
+    hides_weight_gradient: bool
+    host_waits: bool = False
+
+
+Item: TypeAlias = Piece | Link
+
+
+@dataclass(frozen=True, slots=True)
+class TrainBatch:
+    """One microbatch: sequences of each attention replica, and their tokens."""
+
+    micro_batch_size: int
+    sequence_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a training framework does beside the model's own work.
+
+    Attributes
+    ----------
+    deduplicate : str
+        What dispatch sends once.
+    dispatch_dtype : str
+        Payload of dispatched tokens.
+    delayed_weight_gradient : bool
+        Weight gradients of the experts run beside the exchange that follows in the backward pass.
+    host_reads_counts : bool
+        The host waits for each rank's token counts (dropless all-to-all without a device-side protocol).
+    capacity_factor : float or None
+        None: dropless.
+    router_launches : int
+        Small kernels of gate, sorting and bookkeeping of a MoE layer beyond those described.
+    captured_pieces : bool
+        Attention and router run in captured graphs.
+    """
+
+    deduplicate: Deduplication = "rank"
+    dispatch_dtype: str = "bf16"
+    delayed_weight_gradient: bool = False
+    host_reads_counts: bool = True
+    capacity_factor: float | None = None
+    router_launches: int = 0
+    captured_pieces: bool = False
+
+
+def works(ops: Iterable[Op], label: str, cost: TrainCost) -> tuple[Work, ...]:
+    """Priced operations of a piece that reports call ``label``."""
+    return tuple(
+        Work(tag_of(op), label_of(op, label), cost.op(op)) for op in ops if op.name not in NOT_TRAINED
+    )
+
+
+def tag_of(op: Op) -> str:
+    """What recomputation calls an operation."""
+    if isinstance(op, AttentionPrefill):
+        return "core_attention"
+    if "norm" in op.name:
+        return "norm"
+    if op.name in {"q_expand", "kv_expand"}:
+        return "mla_up_proj"
+    for prefix, tag in (("ffn_", "dense_ffn"), ("shared_", "shared_experts"), ("router", "router")):
+        if op.name.startswith(prefix):
+            return tag
+    return op.name if op.name in {"permute", "unpermute", "head", "loss", "embedding"} else "attention"
+
+
+def label_of(op: Op, place: str) -> str:
+    """What reports call an operation of a piece."""
+    if place == "attention":
+        return "attention" if isinstance(op, AttentionPrefill) else "attention projections"
+    return place
+
+
+def forward_s(items: Iterable[Item]) -> float:
+    """Seconds of a forward pass with nothing overlapped, on the slowest rank: a weight for layouts. [s]"""
+    total = 0.0
+    for item in items:
+        if isinstance(item, Piece):
+            total += sum(float(np.max(w.passes.forward.seconds)) for w in item.work)
+        else:
+            total += float(np.max(item.forward.estimate.seconds))
+    return total

@@ -1,0 +1,168 @@
+"""The MoE part of every layer: router, dispatch, experts, combine; all layers are priced together."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moesim.engine.program import Part
+from moesim.evidence import Estimate
+from moesim.model.dtypes import bytes_per_element
+from moesim.model.layer_ops import (
+    expert_op,
+    norm_op,
+    permute_op,
+    router_ops,
+    shared_expert_ops,
+    unpermute_op,
+)
+from moesim.model.ops import MemoryBound, Op
+from moesim.model.spec import MoeSpec
+from moesim.network.collectives.group import all_gather, reduce_scatter
+from moesim.network.exchanges.base import Load, Phase, exchange
+from moesim.training.backward import Passes
+from moesim.training.items import Item, Link, Piece, Work
+from moesim.training.loads import group_load
+
+if TYPE_CHECKING:
+    from moesim.training.work import LayerWork
+
+
+class MoeWork:
+    """Items of all MoE layers of a kind; experts and exchanges of all layers are priced together."""
+
+    def __init__(self, work: LayerWork, moe: MoeSpec) -> None:
+        self.outer, self.moe = work, moe
+        plan, fabric = work.plan, work.fabric
+        self.rows = {layer: row for row, layer in enumerate(work.model.moe_layers)}
+        self.ranks = plan.ep_ranks()
+        # ranks that share an expert's width hold the same tokens once these are gathered
+        self.sent_tokens = work.local_tokens * plan.etp
+        self.load = group_load(
+            work.shares,
+            moe,
+            tokens_per_rank=self.sent_tokens,
+            domain=np.asarray(fabric.domain[self.ranks]),
+            deduplicate=work.options.deduplicate,
+            capacity_factor=work.options.capacity_factor,
+        )
+        op = expert_op(moe, work.model.hidden_size, moe.num_experts // plan.ep, work.dtypes, moe_tp=plan.etp)
+        self.experts = work.cost.experts(op, self.load.load)
+        self.gathers = not work.cost.kernels.permutes(op)
+        inner = (op.num_up_matrices + 1) * op.width * bytes_per_element(work.dtypes.activations)
+        self.activation = work.cost.op(MemoryBound("expert_activation", self.load.load.rows * inner))
+        if plan.ep > 1:
+            self.dispatch, self.combine = self._exchanged("dispatch"), self._exchanged("combine")
+        self._around = self._pieces()
+        self._known: dict[bytes, list[Item]] = {}
+
+    def items(self, layer: int) -> list[Item]:
+        """Items of one layer; layers of equal loads share theirs."""
+        row = self.rows[layer]
+        key = self.outer.shares[:, row].tobytes()
+        if key not in self._known:
+            self._known[key] = self._items(row)
+        return self._known[key]
+
+    def _items(self, row: int) -> list[Item]:
+        plan = self.outer.plan
+        before, after = self._around
+        activation = _flat(self.activation.forward, row)
+        experts = Piece((Work("experts", "experts", _row_of(self.experts, row), activation),))
+        if plan.ep == 1:
+            return [before, *self._width_shared(experts), after]
+        there = Part("dispatch", "all_to_all", _over_ranks(self.dispatch, row, plan.ep))
+        back = Part("combine", "all_to_all", _over_ranks(self.combine, row, plan.ep))
+        options = self.outer.options
+        waits = options.host_reads_counts and options.capacity_factor is None
+        dispatch = Link(
+            there,
+            back,
+            "dispatch",
+            everybody=True,
+            hides_weight_gradient=options.delayed_weight_gradient,
+            host_waits=waits,
+        )
+        combine = Link(back, there, "dispatch", everybody=True, hides_weight_gradient=False)
+        return [before, dispatch, *self._width_shared(experts), combine, after]
+
+    def _width_shared(self, experts: Piece) -> list[Item]:
+        """Experts cut over ranks: tokens are gathered among these before, and summed after."""
+        plan, outer = self.outer.plan, self.outer
+        if plan.etp == 1:
+            return [experts]
+        copies = self.sent_tokens * self.moe.experts_per_token
+        payload_bytes, ranks = copies * outer.token_bytes, plan.etp_ranks()
+        gather = Part("expert all-gather", "all_gather", all_gather(payload_bytes, ranks, outer.fabric))
+        scatter = Part(
+            "expert reduce-scatter",
+            "reduce_scatter",
+            reduce_scatter(payload_bytes, ranks, outer.fabric),
+        )
+        before = Link(gather, scatter, "dispatch", everybody=False, hides_weight_gradient=False)
+        after = Link(scatter, gather, "dispatch", everybody=False, hides_weight_gradient=False)
+        return [before, experts, after]
+
+    def _pieces(self) -> tuple[Piece, Piece]:
+        """What comes before dispatch and after combine, equal in all layers."""
+        outer, moe, hidden = self.outer, self.moe, self.outer.model.hidden_size
+        tokens, dtypes = outer.local_tokens, outer.dtypes
+        copies = tokens * moe.experts_per_token
+        router: list[Op] = [
+            norm_op("ffn_norm", hidden, tokens, dtypes),
+            *router_ops(moe, hidden, tokens, dtypes),
+        ]
+        shared = shared_expert_ops(moe, hidden, tokens, replace(outer.sharding, tp=1))
+        gather: list[Op] = [permute_op(hidden, tokens, copies, dtypes)] if self.gathers else []
+        # sums of gradients by destination and by source read and write the same rows once more
+        settle: list[Op] = [unpermute_op(hidden, tokens, copies, dtypes)]
+        before = Piece(
+            (
+                *outer.works(router, "router"),
+                *outer.works(shared, "shared experts"),
+                *outer.works(gather, "permute"),
+            ),
+            extra_launches=outer.options.router_launches,
+            captured=outer.options.captured_pieces,
+        )
+        return before, Piece(outer.works(settle, "permute") if self.gathers else ())
+
+    def _exchanged(self, phase: Phase) -> Estimate:
+        """Seconds of one phase, ``(draw, layer)``."""
+        outer = self.outer
+        there = phase == "dispatch"
+        dtype = outer.options.dispatch_dtype if there else outer.dtypes.activations
+        payload_ratio = outer.fabric.communication.payload_ratio
+        load = Load(
+            phase=phase,
+            ports=self.load.ports if there else self.load.ports.transposed(),
+            row_bytes=outer.model.hidden_size * bytes_per_element(dtype) * payload_ratio,
+            ranks=self.ranks,
+            tokens_per_rank=self.sent_tokens,
+            num_experts=self.moe.num_experts,
+            deduplicate=outer.options.deduplicate,
+        )
+        return exchange(load, outer.fabric)[1]
+
+
+def _row_of(passes: Passes, row: int) -> Passes:
+    """One layer's seconds over the rank axis, ``(draw * member,)``."""
+    weight = passes.weight_gradient
+    return Passes(
+        _flat(passes.forward, row),
+        _flat(passes.input_gradient, row),
+        None if weight is None else _flat(weight, row),
+    )
+
+
+def _flat(estimate: Estimate, row: int) -> Estimate:
+    return replace(estimate, seconds=np.ascontiguousarray(np.asarray(estimate.seconds)[:, row]).ravel())
+
+
+def _over_ranks(estimate: Estimate, row: int, size: int) -> Estimate:
+    """One layer's exchange, equal for the members of a draw, ``(draw * member,)``."""
+    seconds: NDArray[np.float64] = np.asarray(estimate.seconds)[:, row]
+    return replace(estimate, seconds=np.repeat(seconds, size))
