@@ -230,7 +230,9 @@ def _work(
 def _fabric(scenario: Scenario, model: ModelSpec, plan: TrainPlan) -> Fabric:
     """Links and algorithms; an exchange that is left open is decided by evenly routed tokens."""
     network, cluster = scenario.network, scenario.cluster
-    communication = Communication(**network.model_dump() | {"deduplicate": deduplication_of(network)})
+    communication = Communication(
+        **network.model_dump(exclude={"background"}) | {"deduplicate": deduplication_of(network)}
+    )
     fabric = Fabric.of(cluster, plan.num_devices, communication, scenario.faults)
     moe = next((layer.moe for layer in model.layers if layer.moe is not None), None)
     if moe is None or plan.ep == 1 or network.exchange != AUTO or network.deduplicate != "auto":
