@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError, Problem
+from moesim.evidence import rng_for
 from moesim.hardware.schema import Cluster
 from moesim.kernels.choose import cost_of, engine_or_default
 from moesim.memory.ledger import Ledger
@@ -96,7 +97,9 @@ def build_training(resolved: Resolved, like: Training | None = None) -> Training
     schedule = schedules.build(order.policy, order.params, field="training.schedule")
     geometry = Geometry(plan.pp, microbatches, plan.vpp)
     check_schedule(schedule, geometry, field="training.schedule")
-    shares, warnings = _shares(scenario, model) if like is None else (like.setup.work.shares, like.warnings)
+    shares, warnings = (
+        _shares(scenario, model, plan) if like is None else (like.setup.work.shares, like.warnings)
+    )
     framework = load_framework(section.framework)
     dtypes = scenario.dtypes.of_model()
     work = _work(scenario, model, plan, dtypes, shares, framework)
@@ -179,8 +182,12 @@ def _microbatches(scenario: Scenario, plan: TrainPlan) -> int:
     return section.global_batch_size // each
 
 
-def _shares(scenario: Scenario, model: ModelSpec) -> tuple[Shares, tuple[str, ...]]:
-    """Shares of the experts in every draw of routing, ``(draw, layer, expert)``, and what to know of them."""
+def _shares(scenario: Scenario, model: ModelSpec, plan: TrainPlan) -> tuple[Shares, tuple[str, ...]]:
+    """Shares of the experts in every draw of routing, ``(draw, layer, expert)``, and what to know of them.
+
+    The experts of a group serve the sequences of all its ranks at once: a draw is the sum of as many windows
+    of the traffic.
+    """
     layers = len(model.moe_layers)
     routing = scenario.routing
     if (routing is None) != (model.num_experts == 0):
@@ -190,8 +197,16 @@ def _shares(scenario: Scenario, model: ModelSpec) -> tuple[Shares, tuple[str, ..
         return balanced(layers, max(model.num_experts, 1)), ()
     # nothing is placed by what it has seen: both halves of the traffic are routing of microbatches
     traffic = load_traffic(routing, model, WINDOW_TOKENS * routing.num_batches // 2, scenario.seed)
-    counts = [counts for trace in (traffic.fit, traffic.held_out) for counts in _windows(trace)]
-    return shares_of(np.array(counts[: routing.num_batches])), traffic.warnings
+    windows = np.array([w for trace in (traffic.fit, traffic.held_out) for w in _windows(trace)])
+    rng = rng_for(scenario.seed, "training/windows")
+    drawn = rng.integers(len(windows), size=(routing.num_batches, _sequences(scenario, plan)))
+    return shares_of(windows[drawn].sum(axis=1)), traffic.warnings
+
+
+def _sequences(scenario: Scenario, plan: TrainPlan) -> int:
+    """Sequences whose tokens meet in an expert-parallel group's microbatch. [-]"""
+    each = scenario.training.micro_batch_size / (plan.tp * plan.cp)
+    return max(1, round(plan.ep * plan.etp * each))
 
 
 def _windows(trace: RoutingTrace) -> list[NDArray[np.int64]]:
@@ -221,6 +236,7 @@ def _work(
         host_reads_counts=section.host_reads_counts,
         capacity_factor=section.capacity_factor,
         router_launches=framework.router_launches,
+        fused_sinks=section.fused_sinks,
         captured_pieces=section.graphs == "partial",
     )
     cost = TrainCost(kernels, section.gradient_dtype, quantised=narrow)

@@ -61,6 +61,10 @@ class TrainingSection(BaseModel):
     host_reads_counts: bool = Field(
         True, description="a dropless dispatch makes the host wait for token counts"
     )
+    fused_sinks: bool = Field(
+        False,
+        description="attention with learnt sinks in one kernel; Transformer Engine needs cuDNN 9.18 for it",
+    )
     framework: str = Field("megatron_core", description="host costs: a profile of calibration/training")
     layout: Literal["even", "weighted"] = Field(
         "weighted", description="layers of each part: equal in number, or as equal in work as can be"

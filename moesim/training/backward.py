@@ -96,6 +96,27 @@ class TrainCost:
                 msg = f"{op.name}: decode attention has no backward pass"
                 raise ValueError(msg)
 
+    def unfused(self, op: AttentionPrefill) -> Passes:
+        """Passes of attention as separate products and a softmax: every query meets every key.
+
+        Two products forward, four backward; the softmax reads and writes all scores, its gradient reads
+        scores and their gradient and writes one. What a mask or a sink adds to that is not counted.
+        """
+        tokens, dtype = int(np.max(op.query_tokens)), op.activation_dtype
+        count = max(1, round(float(np.max(op.num_sequences)) * op.num_heads))
+        scores = Gemm("scores", float(tokens), tokens, op.qk_dim, dtype, dtype, count)
+        values = Gemm("values", float(tokens), op.v_dim, tokens, dtype, dtype, count)
+        score_bytes = float(count) * tokens**2 * bytes_per_element(dtype)
+        products = [self.kernels.op(o) for o in (scores, values)]
+        there, back = (
+            self.kernels.op(MemoryBound("softmax", passes * score_bytes)).seconds for passes in (2, 3)
+        )
+        seconds = sum(np.asarray(p.seconds) for p in products)
+        return Passes(
+            replace(products[0], seconds=seconds + there),
+            replace(products[0], seconds=2.0 * seconds + back),
+        )
+
     def _gemm(self, op: Gemm) -> Passes:
         rows = max(1, round(float(np.max(op.rows))))
         by_input = replace(op, n=op.k, k=op.n)

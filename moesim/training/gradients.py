@@ -14,15 +14,27 @@ from moesim.network.collectives.group import all_gather, all_reduce, reduce_scat
 from moesim.network.fabric import Fabric
 from moesim.parallel.train_plan import TrainPlan
 from moesim.training.layout import PartParameters
-from moesim.training.states import States, step_traffic
+from moesim.training.states import SHARED_OUT, States, step_traffic
 
 
 @dataclass(frozen=True, slots=True)
 class StateTimes:
-    """Seconds that one part's states take in a step, each an estimate of one number."""
+    """Seconds that one part's states take, each an estimate of one number.
+
+    Attributes
+    ----------
+    reduce, gather : tuple of Estimate
+        Once a step: gradients of all microbatches, parameters after their update.
+    reduce_each, gather_each : tuple of Estimate
+        Once a backward pass, and once any pass: where gradients or weights are sharded.
+    update : Estimate
+        The optimizer.
+    """
 
     reduce: tuple[Estimate, ...]
     gather: tuple[Estimate, ...]
+    reduce_each: tuple[Estimate, ...]
+    gather_each: tuple[Estimate, ...]
     update: Estimate
 
 
@@ -30,16 +42,15 @@ def state_times(
     parameters: PartParameters,
     plan: TrainPlan,
     states: States,
-    num_microbatches: int,
     kernels: KernelCost,
     fabric: Fabric,
 ) -> StateTimes:
-    """Reduction, gathering and update of one part's parameters on one rank, over a whole step.
+    """Reduction, gathering and update of one part's parameters on one rank.
 
     Dense parameters are replicated over the context- and data-parallel ranks, experts over the expert
     data-parallel ones; both groups work one after the other on the same links.
     """
-    traffic = step_traffic(states, num_microbatches)
+    traffic = step_traffic(states)
     reduces: list[Estimate] = []
     gathers: list[Estimate] = []
     updated = 0.0
@@ -52,15 +63,17 @@ def state_times(
         if len(ranks) == 1 or not count:
             continue
         reduction = reduce_scatter if traffic.sharded else all_reduce
-        reduces.append(_times(reduction(count * states.gradient_bytes, ranks, fabric), traffic.reductions))
+        reduces.append(reduction(count * states.gradient_bytes, ranks, fabric))
         if traffic.gathers:
-            gather = all_gather(count * states.parameter_bytes, ranks, fabric)
-            gathers.append(_times(gather, traffic.gathers))
+            gathers.append(all_gather(count * states.parameter_bytes, ranks, fabric))
     update = kernels.op(
         MemoryBound("optimizer", updated * (1 - states.offload_fraction) * states.update_bytes)
     )
-    return StateTimes(tuple(reduces), tuple(gathers), replace(update, seconds=float(update.seconds)))
-
-
-def _times(estimate: Estimate, count: int) -> Estimate:
-    return replace(estimate, seconds=estimate.seconds * count)
+    by_pass = {what: what in SHARED_OUT[states.sharding] for what in ("gradients", "weights")}
+    return StateTimes(
+        () if by_pass["gradients"] else tuple(reduces),
+        () if by_pass["weights"] else tuple(gathers),
+        tuple(reduces) if by_pass["gradients"] else (),
+        tuple(gathers) if by_pass["weights"] else (),
+        replace(update, seconds=float(update.seconds)),
+    )

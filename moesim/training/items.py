@@ -109,6 +109,8 @@ class Options:
         None: dropless.
     router_launches : int
         Small kernels of gate, sorting and bookkeeping of a MoE layer beyond those described.
+    fused_sinks : bool
+        Attention with learnt sinks runs in one kernel; otherwise as separate products and a softmax.
     captured_pieces : bool
         Attention and router run in captured graphs.
     """
@@ -119,13 +121,20 @@ class Options:
     host_reads_counts: bool = True
     capacity_factor: float | None = None
     router_launches: int = 0
+    fused_sinks: bool = False
     captured_pieces: bool = False
 
 
-def works(ops: Iterable[Op], label: str, cost: TrainCost) -> tuple[Work, ...]:
-    """Priced operations of a piece that reports call ``label``."""
+def works(ops: Iterable[Op], label: str, cost: TrainCost, *, fused: bool = True) -> tuple[Work, ...]:
+    """Priced operations of a piece that reports call ``label``; ``fused``: attention in one kernel."""
     return tuple(
-        Work(tag_of(op), label_of(op, label), cost.op(op)) for op in ops if op.name not in NOT_TRAINED
+        Work(
+            tag_of(op),
+            label_of(op, label),
+            cost.unfused(op) if isinstance(op, AttentionPrefill) and not fused else cost.op(op),
+        )
+        for op in ops
+        if op.name not in NOT_TRAINED
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -25,7 +26,7 @@ from moesim.training.pipeline import (
     simulate_pipeline,
 )
 from moesim.training.recompute import Recompute
-from moesim.training.schedules.base import Geometry, Pass, Schedule
+from moesim.training.schedules.base import FORWARDS, Geometry, Pass, Schedule
 from moesim.training.states import States
 from moesim.training.work import LayerWork
 
@@ -147,7 +148,11 @@ class TrainStep:
         """Families of operations whose errors matter."""
         kinds = self._kinds()
         own = {f for part in range(len(self.parts)) for f in self._program(part, kinds[-1]).families()}
-        states = {e.family for t in self._state_times() for e in (*t.reduce, *t.gather, t.update)}
+        states = {
+            e.family
+            for t in self._state_times()
+            for e in (*t.reduce, *t.gather, *t.reduce_each, *t.gather_each, t.update)
+        }
         return tuple(sorted(own | states | {self.setup.work.boundary().family}))
 
     def run(self, errors: Errors | None = None) -> PipelineRun:
@@ -168,15 +173,22 @@ class TrainStep:
     def pass_times(self, errors: Errors | None = None) -> PassTimes:
         """Seconds of every pass, ``(sample, replica, stage, chunk, microbatch)``, and of the states."""
         setup = self.setup
-        seconds = {kind: self._scheduled(kind, self._by_chunk(kind, errors)) for kind in self._kinds()}
         states = self._state_times()
-        reduce_s = np.array(
-            [sum(_sampled(e, errors) for e in t.reduce) + 0.0 * _ones(errors) for t in states]
-        )
-        gather_s = np.array(
-            [sum(_sampled(e, errors) for e in t.gather) + 0.0 * _ones(errors) for t in states]
-        )
-        update_s = np.array([_sampled(t.update, errors) + 0.0 * _ones(errors) for t in states])
+
+        def summed(of: Callable[[StateTimes], Iterable[Estimate]]) -> NDArray[np.float64]:
+            """Seconds of each part, ``(part, sample)``."""
+            return np.array([sum(_sampled(e, errors) for e in of(t)) + 0.0 * _ones(errors) for t in states])
+
+        gather_each, reduce_each = summed(lambda t: t.gather_each), summed(lambda t: t.reduce_each)
+        seconds = {}
+        for kind in self._kinds():
+            fetched = gather_each if kind in FORWARDS else gather_each + reduce_each
+            if kind is Pass.PAIR:
+                fetched = 2 * gather_each + reduce_each
+            own = self._by_chunk(kind, errors)
+            seconds[kind] = self._scheduled(kind, self._with_states(own, fetched))
+        gather_s, reduce_s = summed(lambda t: t.gather), summed(lambda t: t.reduce)
+        update_s = summed(lambda t: (t.update,))
         return PassTimes(
             seconds=seconds,
             send_s=float(setup.work.boundary().seconds),
@@ -187,6 +199,15 @@ class TrainStep:
             overlap_reduce=setup.overlap_reduce,
         )
 
+    def _with_states(self, passes: NDArray[np.float64], fetched: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Passes that gather sharded weights or reduce sharded gradients layer by layer, beside their work.
+
+        ``passes`` is ``(stage, chunk, other chunk, sample, draw)``, ``fetched`` ``(part, sample)``.
+        """
+        beside = fetched[self.part_of][:, :, np.newaxis, :, np.newaxis]
+        overlaps = self.setup.overlap_gather and self.setup.overlap_reduce
+        return np.maximum(passes, beside) if overlaps else passes + beside
+
     def _kinds(self) -> list[Pass]:
         schedule = self.setup.schedule
         backward = (
@@ -196,10 +217,9 @@ class TrainStep:
         return [Pass.FORWARD, *backward, *both, *([Pass.PAIR] if schedule.pairs else [])]
 
     def _state_times(self) -> list[StateTimes]:
-        work = self.setup.work
-        setup, kernels = self.setup, work.cost.kernels
-        count = setup.num_microbatches
-        return [state_times(p, work.plan, setup.states, count, kernels, work.fabric) for p in self.parameters]
+        work, states = self.setup.work, self.setup.states
+        kernels = work.cost.kernels
+        return [state_times(p, work.plan, states, kernels, work.fabric) for p in self.parameters]
 
     def _program(self, part: int, kind: Pass, other: int | None = None) -> Program:
         """Program of a pass of a part; parts of equal items share one."""

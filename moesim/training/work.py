@@ -135,7 +135,10 @@ class LayerWork:
             segment = Segment.prefill(batch.micro_batch_size / cp, float(batch.sequence_length))
             ops = attention_ops(spec, self.model.hidden_size, [segment], self.sharding)
             before, after = self._gathered(hides=True), self._scattered()
-            piece = Piece(self.works(ops, "attention"), captured=self.options.captured_pieces)
+            fused = self.options.fused_sinks or not getattr(spec.attention, "sinks", False)
+            piece = Piece(
+                works(ops, "attention", self.cost, fused=fused), captured=self.options.captured_pieces
+            )
             ring = self._context_parallel(spec, piece)
             items: list[Item] = [piece, *ring]
             self._attention[spec] = [before, *items, after] if before and after else items

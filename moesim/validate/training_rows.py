@@ -1,7 +1,6 @@
 """Published training steps as data: recipes with their runs, pairs of runs, MoE Parallel Folding's table.
 
-Files: ``published/training_steps.yaml``, ``training_pairs.yaml``, ``training_folding.yaml``. Every field is
-checked; what a source does not say stands in ``assumed`` of its recipe.
+Files of ``published``: ``training_{steps,pairs,folding}.yaml``. Every field is checked.
 """
 
 from __future__ import annotations
@@ -88,8 +87,8 @@ class Step(_Strict):
         Multiprocessors that the exchange keeps busy. [-]
     capacity_factor : float or None
         Room of an expert over its even share; None: dropless. [-]
-    node_limit : int or None
-        Most nodes a token is sent to. [-]
+    node_limit, fused_sinks
+        Most nodes a token is sent to; whether attention with learnt sinks is one kernel.
     source, assumed
         Where the settings are from, and what is not said there.
     """
@@ -116,6 +115,7 @@ class Step(_Strict):
     capacity_factor: float | None = None
     node_limit: int | None = None
     states: dict[str, Any] = {}
+    fused_sinks: bool = False
     source: str
     assumed: tuple[str, ...] = ()
 

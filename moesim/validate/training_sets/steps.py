@@ -244,6 +244,7 @@ def scenario_of(step: Step) -> dict[str, Any]:
             "capacity_factor": step.capacity_factor,
             "mtp": step.mtp_layers > 0,
             "graphs": step.cuda_graph,
+            "fused_sinks": step.fused_sinks,
             # a graph of the whole step cannot ask the host
             "host_reads_counts": step.cuda_graph != "full" and step.capacity_factor is None,
         },

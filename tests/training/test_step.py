@@ -1,0 +1,108 @@
+"""A whole step: what unequal experts, sharded weights, slow devices and layouts do to it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moesim.errors import InfeasibleError, InputError
+from moesim.files import Tree
+from moesim.scenario.resolve import resolve_tree
+from moesim.scenario.train import run_training
+from moesim.scenario.training import build_training
+from moesim.training.states import States
+from moesim.training.step import TrainStep, balanced_setup
+
+
+def scenario(**changes):
+    tree = {
+        "schema_version": 1,
+        "name": "small",
+        "question": "train_step",
+        "model": "qwen3_30b_a3b",
+        "cluster": "h100_x16",
+        "plan": {"ep": 8, "pp": 2, "vpp": 2},
+        "routing": {"generator": "balanced"},
+        "training": {"global_batch_size": 64, "schedule": {"policy": "interleaved"}},
+        "bands": {"samples": 8},
+    }
+    for path, value in changes.items():
+        section, _, field = path.partition("__")
+        if field:
+            tree[section] = dict(tree[section]) | {field: value}
+        else:
+            tree[section] = value
+    return resolve_tree(Tree(tree, source="test"))
+
+
+def seconds(resolved):
+    return float(TrainStep(build_training(resolved).setup).run().makespan_s[0])
+
+
+def test_result_adds_up_and_is_the_same_twice():
+    first, second = (run_training(scenario(), with_changes=False).result.document() for _ in range(2))
+    assert first == second
+    metrics = first["metrics"]
+    step_s = metrics["step_s"]
+    assert step_s["low"] < step_s["value"] < step_s["high"]
+    assert sum(row["seconds"] for row in first["breakdown"]) == pytest.approx(step_s["value"], rel=1e-6)
+    assert metrics["tokens_per_s"]["value"] == pytest.approx(64 * 4096 / step_s["value"])
+    assert len(first["memory"]["per_rank"]) == 2
+
+
+def test_uneven_experts_cost_time_and_balanced_ones_nothing():
+    setup = build_training(scenario(routing={"generator": "fitted_skew", "num_batches": 2})).setup
+    uneven = float(TrainStep(setup).run().makespan_s[0])
+    even = float(TrainStep(balanced_setup(setup)).run().makespan_s[0])
+    assert uneven > 1.02 * even
+    assert even == pytest.approx(seconds(scenario()), rel=1e-9)
+
+
+def test_a_slow_device_holds_everybody_up():
+    slow = seconds(scenario(faults={"device_speed": {"3": 0.5}}))
+    assert slow > 1.2 * seconds(scenario())
+
+
+def test_a_full_graph_needs_no_host():
+    assert seconds(scenario(training__graphs="full")) <= seconds(scenario())
+
+
+def test_sharded_weights_are_gathered_beside_every_pass():
+    setup = build_training(scenario()).setup
+    whole = TrainStep(setup).run()
+    sharded = TrainStep(replace(setup, states=States(sharding="zero3"))).run()
+    bare = TrainStep(replace(setup, states=States(sharding="zero3"), overlap_gather=False)).run()
+    assert np.all(sharded.busy_s >= whole.busy_s - 1e-12)
+    assert bare.makespan_s[0] > sharded.makespan_s[0]
+
+
+def test_attention_with_sinks_is_slower_in_pieces():
+    changes = {"model": "gpt_oss_20b", "plan": {"ep": 8}, "training__schedule": {"policy": "1f1b"}}
+    pieces, fused = (seconds(scenario(**changes, training__fused_sinks=f)) for f in (False, True))
+    assert pieces > 1.2 * fused
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"plan": {"ep": 256}}, "plan.ep"),
+        ({"plan": {"pp": 3, "ep": 4}}, "plan.num_devices"),
+        ({"plan": {"ep": 8, "attention_dp": 2}}, "plan.attention_dp"),
+        ({"training__global_batch_size": 65}, "training.global_batch_size"),
+        ({"plan": {"ep": 4, "pp": 4, "vpp": 2}, "training__global_batch_size": 12}, "training.schedule"),
+        ({"plan": {"ep": 8, "layers": [24, 23]}, "training__schedule": {"policy": "1f1b"}}, "plan.layers"),
+        ({"training__recompute": ["moe_akt"]}, "recompute.modules"),
+        ({"routing": None}, "routing"),
+    ],
+)
+def test_contradictions_are_named(changes, field):
+    with pytest.raises(InputError) as error:
+        build_training(scenario(**changes))
+    assert field in str(error.value)
+    assert "accepted" in str(error.value) or "missing" in str(error.value)
+
+
+def test_what_does_not_fit_says_what_would():
+    with pytest.raises(InfeasibleError) as error:
+        build_training(scenario(plan={"ep": 1}, training__schedule={"policy": "1f1b"}))
+    assert "fits with one of" in str(error.value)
