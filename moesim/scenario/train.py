@@ -18,6 +18,7 @@ from moesim.scenario.sensitivity import knobs_of, scaled
 from moesim.scenario.training import Training, build_training
 from moesim.scenario.training_memory import memory_view
 from moesim.scenario.views import inputs_of, sources_of_cluster
+from moesim.training.chunks import Host
 from moesim.training.formulas import train_flops_per_token
 from moesim.training.pipeline import PipelineRun, RecordedPipeline
 from moesim.training.step import TrainStep, balanced_setup
@@ -26,12 +27,12 @@ from moesim.units import fmt_quantity, fmt_seconds
 SECONDS_PER_HOUR = 3600.0
 TRILLION = 10**12
 EXPOSED = {
-    "send": "messages between stages, exposed",
-    "gather": "parameter gather, exposed",
-    "reduce": "gradient reduction, exposed",
-    "optimizer": "optimizer",
+    "send": ("messages between stages, exposed", "send"),
+    "gather": ("parameter gather, exposed", "all_gather"),
+    "reduce": ("gradient reduction, exposed", "reduce_scatter"),
+    "optimizer": ("optimizer", "compute"),
 }
-"""How the parts of a step around its passes are called in a breakdown."""
+"""How the parts of a step around its passes are called in a breakdown, and their category."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +151,7 @@ def _breakdown(step: TrainStep, nominal: PipelineRun) -> list[Share]:
     shares = step.seconds_by_operation(busiest)
     total = float(nominal.makespan_s[0])
     shares += [
-        Share(EXPOSED[name], name, float(seconds[0]), 0.0, "roofline", 0.0)
+        Share(*EXPOSED[name], float(seconds[0]), 0.0, "roofline", 0.0)
         for name, seconds in nominal.exposed_s.items()
         if seconds[0] > 0
     ]
@@ -167,7 +168,7 @@ def _weakest(shares: list[Share]) -> Any:
 
 
 def _changes(built: Training, nominal_s: float) -> list[Sensitivity]:
-    """Change of the step's time for every property of the machine, largest gain first."""
+    """Change of the step's time for every property of the machine, host and routing, largest gain first."""
     found = []
     for knob in knobs_of(built.scenario.cluster):
         cluster = scaled(built.scenario.cluster, knob.path.split("."), knob.factor)
@@ -177,6 +178,12 @@ def _changes(built: Training, nominal_s: float) -> list[Sensitivity]:
         found.append(
             Sensitivity(f"cluster.{knob.path}", knob.label, "step_s", seconds, seconds / nominal_s - 1.0)
         )
+    for path, label, setup in (
+        ("training.graphs", "the whole step in one captured graph", replace(built.setup, host=Host(0.0))),
+        ("routing", "every expert alike", balanced_setup(built.setup)),
+    ):
+        seconds = float(TrainStep(setup).run().makespan_s[0])
+        found.append(Sensitivity(path, label, "step_s", seconds, seconds / nominal_s - 1.0))
     return sorted(found, key=lambda change: change.change_fraction)
 
 

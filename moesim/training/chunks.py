@@ -248,7 +248,7 @@ class ChunkTimes:
         launches: list[Instruction] = []
         if block.launches and self.host.launch_s:
             cost = Estimate(block.launches * self.host.launch_s, HOST_FAMILY, "assumed", self.host.sigma)
-            launches = [Run(HOST, (Part("host launches", "host", cost),)), Wait(COMPUTE, on=HOST)]
+            launches = [Run(HOST, (Part("host launches", "cpu_compute", cost),)), Wait(COMPUTE, on=HOST)]
         return [*launches, Run(COMPUTE, block.work)] if block.work else launches
 
     def _moved(self, block: Block, *, hidden: bool = False) -> list[Instruction]:
