@@ -60,6 +60,8 @@ REQUIRED = [
     "switch_base_256",
     "llama_3_1_8b",
     "llama_3_1_70b",
+    "llama_3_1_405b",
+    "qwen3_8b",
     "qwen3_32b",
 ]
 
