@@ -66,8 +66,7 @@ def run_training(resolved: Resolved, *, with_changes: bool = True) -> TrainOutco
     drawn = step.run(step.draws(scenario.bands.samples, scenario.seed))
     metrics = _metrics(built, step, nominal, drawn)
     breakdown = _breakdown(step, nominal)
-    nominal_s = float(nominal.makespan_s[0])
-    changes = _changes(built, nominal_s) if with_changes else []
+    changes = _changes(built, float(nominal.makespan_s[0]), metrics) if with_changes else []
     result = Result(
         command="run",
         scenario_tree=resolved.tree.data,
@@ -167,7 +166,7 @@ def _weakest(shares: list[Share]) -> Any:
     return max((s.evidence for s in shares), key=GRADES.index, default="assumed")
 
 
-def _changes(built: Training, nominal_s: float) -> list[Sensitivity]:
+def _changes(built: Training, nominal_s: float, metrics: dict[str, Metric]) -> list[Sensitivity]:
     """Change of the step's time for every property of the machine, host and routing, largest gain first."""
     found = []
     for knob in knobs_of(built.scenario.cluster):
@@ -178,12 +177,12 @@ def _changes(built: Training, nominal_s: float) -> list[Sensitivity]:
         found.append(
             Sensitivity(f"cluster.{knob.path}", knob.label, "step_s", seconds, seconds / nominal_s - 1.0)
         )
-    for path, label, setup in (
-        ("training.graphs", "the whole step in one captured graph", replace(built.setup, host=Host(0.0))),
-        ("routing", "every expert alike", balanced_setup(built.setup)),
-    ):
-        seconds = float(TrainStep(setup).run().makespan_s[0])
-        found.append(Sensitivity(path, label, "step_s", seconds, seconds / nominal_s - 1.0))
+    captured_s = float(TrainStep(replace(built.setup, host=Host(0.0))).run().makespan_s[0])
+    changed_s = [("training.graphs", "the whole step in one captured graph", captured_s)]
+    if "imbalance_cost_fraction" in metrics:
+        even_s = nominal_s / (1.0 + metrics["imbalance_cost_fraction"].value)
+        changed_s.append(("routing", "every expert alike", even_s))
+    found += [Sensitivity(path, label, "step_s", s, s / nominal_s - 1.0) for path, label, s in changed_s]
     return sorted(found, key=lambda change: change.change_fraction)
 
 

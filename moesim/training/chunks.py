@@ -13,7 +13,7 @@ from moesim.engine import vector
 from moesim.engine.critical_path import critical_path
 from moesim.engine.durations import durations_ps, to_seconds
 from moesim.engine.program import Instruction, Meet, Part, Program, Run, Wait
-from moesim.evidence import Estimate
+from moesim.evidence import Estimate, Grade
 from moesim.metrics.breakdown import Share, path_breakdown
 from moesim.steps.block import COMM, COMPUTE
 from moesim.training.items import Item, Link, Piece, Work
@@ -42,11 +42,14 @@ class Host:
         Kernels of a backward pass over those of its forward. [-]
     sigma : float
         Of their error. [-]
+    grade : str
+        Evidence for them.
     """
 
     launch_s: float
     backward_ratio: float = 2.0
     sigma: float = 0.3
+    grade: Grade = "assumed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +250,9 @@ class ChunkTimes:
     def _work(self, block: Block) -> list[Instruction]:
         launches: list[Instruction] = []
         if block.launches and self.host.launch_s:
-            cost = Estimate(block.launches * self.host.launch_s, HOST_FAMILY, "assumed", self.host.sigma)
+            cost = Estimate(
+                block.launches * self.host.launch_s, HOST_FAMILY, self.host.grade, self.host.sigma
+            )
             launches = [Run(HOST, (Part("host launches", "cpu_compute", cost),)), Wait(COMPUTE, on=HOST)]
         return [*launches, Run(COMPUTE, block.work)] if block.work else launches
 

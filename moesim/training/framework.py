@@ -45,7 +45,7 @@ class Framework(BaseModel):
 
     def host(self, *, captured: bool = False) -> Host:
         """Launch costs; of a whole captured step none."""
-        return Host(0.0 if captured else self.launch_s, self.backward_ratio, self.sigma)
+        return Host(0.0 if captured else self.launch_s, self.backward_ratio, self.sigma, self.grade)
 
 
 @lru_cache

@@ -158,17 +158,22 @@ class TrainStep:
     def run(self, errors: Errors | None = None) -> PipelineRun:
         """The pipeline under drawn calibration errors, ``{family: (sample,)}``, or without any."""
         setup = self.setup
-        return simulate_pipeline(setup.schedule, setup.geometry, self.pass_times(errors))
+        times = self.pass_times(errors) if errors else self._nominal_times
+        return simulate_pipeline(setup.schedule, setup.geometry, times)
 
     def record(self) -> RecordedPipeline:
         """The nominal step of the first replica task by task, for pictures and timelines."""
-        setup, times = self.setup, self.pass_times()
+        setup, times = self.setup, self._nominal_times
         first = replace(times, seconds={kind: array[:, :1] for kind, array in times.seconds.items()})
         return record_pipeline(setup.schedule, setup.geometry, first, grade="fitted")
 
     def draws(self, num_samples: int, seed: int) -> Errors:
         """Calibration errors of every family that matters."""
         return draw_errors(self.families(), num_samples, seed)
+
+    @cached_property
+    def _nominal_times(self) -> PassTimes:
+        return self.pass_times()
 
     def pass_times(self, errors: Errors | None = None) -> PassTimes:
         """Seconds of every pass, ``(sample, replica, stage, chunk, microbatch)``, and of the states."""

@@ -184,7 +184,7 @@ def routed(service):
     return [[e.moves, *(float(e.series.column(n).sum()) for n in e.series.names)] for e in found]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(services())
 def test_lazy_is_naive(setting):
     service, lazy = play(Instance, setting)

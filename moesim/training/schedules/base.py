@@ -160,3 +160,17 @@ def in_turn(forwards: Sequence[Task], backwards: Sequence[Task], ahead: int) -> 
     for i, backward in enumerate(backwards):
         tasks += [*forwards[i + ahead : i + ahead + 1], backward]
     return tasks
+
+
+def wants_a_v(geometry: Geometry) -> list[str]:
+    """Problems of a schedule whose two chunks a stage lie like a V: two microbatches a stage fill it."""
+    found = wants_chunks(geometry, 2)
+    least = 2 * geometry.num_stages
+    if geometry.num_microbatches < least:
+        found.append(f"got {geometry.num_microbatches} microbatches; accepted: at least {least}")
+    return found
+
+
+def part_on_a_v(stage: int, chunk: int, geometry: Geometry) -> int:
+    """Part of the model on a V: up through chunk 0, down through chunk 1."""
+    return 2 * geometry.num_stages - 1 - stage if chunk else stage

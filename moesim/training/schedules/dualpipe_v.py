@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moesim.training.schedules.base import Geometry, Orders, schedules, wants_chunks
+from moesim.training.schedules.base import Geometry, Orders, part_on_a_v, schedules, wants_a_v
 from moesim.training.schedules.dualpipe import eight_phases
 
 
@@ -26,15 +26,11 @@ class DualPipeV:
 
     def problems(self, geometry: Geometry) -> list[str]:
         """It wants two chunks a stage and at least two microbatches a stage."""
-        found = wants_chunks(geometry, 2)
-        least = 2 * geometry.num_stages
-        if geometry.num_microbatches < least:
-            found.append(f"got {geometry.num_microbatches} microbatches; accepted: at least {least}")
-        return found
+        return wants_a_v(geometry)
 
     def part_of(self, stage: int, chunk: int, geometry: Geometry) -> int:
         """Up through chunk 0, down through chunk 1."""
-        return 2 * geometry.num_stages - 1 - stage if chunk else stage
+        return part_on_a_v(stage, chunk, geometry)
 
     def orders(self, geometry: Geometry) -> Orders:
         """Both directions have all microbatches; they meet at the last stage."""

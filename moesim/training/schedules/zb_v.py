@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import ClassVar
 
-from moesim.training.schedules.base import Geometry, Orders, Pass, Task, schedules, wants_chunks
+from moesim.training.schedules.base import Geometry, Orders, Pass, Task, part_on_a_v, schedules, wants_a_v
 
 
 @schedules.register("zb_v")
@@ -26,15 +26,11 @@ class ZeroBubbleV:
 
     def problems(self, geometry: Geometry) -> list[str]:
         """It wants two chunks a stage and at least two microbatches a stage."""
-        found = wants_chunks(geometry, 2)
-        least = 2 * geometry.num_stages
-        if geometry.num_microbatches < least:
-            found.append(f"got {geometry.num_microbatches} microbatches; accepted: at least {least}")
-        return found
+        return wants_a_v(geometry)
 
     def part_of(self, stage: int, chunk: int, geometry: Geometry) -> int:
         """Up through chunk 0, down through chunk 1."""
-        return 2 * geometry.num_stages - 1 - stage if chunk else stage
+        return part_on_a_v(stage, chunk, geometry)
 
     def orders(self, geometry: Geometry) -> Orders:
         """Order of each stage."""
