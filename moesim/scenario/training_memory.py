@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,8 @@ from moesim.errors import InputError
 from moesim.memory.ledger import Ledger
 from moesim.parallel.train_plan import TrainPlan
 from moesim.training.layout import even
-from moesim.training.memory import Demand
+from moesim.training.memory import Demand, demand_of
 from moesim.training.memory_remedy import check
-from moesim.training.orders import in_flight
 from moesim.training.schedules.base import Geometry, num_parts
 from moesim.training.schedules.base import check as check_schedule
 from moesim.training.step import TrainSetup
@@ -28,7 +26,8 @@ def checked_ledger(setup: TrainSetup, capacity_bytes: float, inner_dtype: str = 
     InfeasibleError
         A stage is over; names the smallest changes that fit.
     """
-    demand = replace(_demand(setup, setup.work.plan, setup.layout, _overload(setup)), inner_dtype=inner_dtype)
+    overload = _overload(setup)
+    demand = _demand(setup, setup.work.plan, setup.layout, overload, inner_dtype)
 
     def reshaped(plan: TrainPlan) -> Demand:
         geometry = Geometry(plan.pp, setup.num_microbatches * setup.work.plan.dp // plan.dp, plan.vpp)
@@ -36,9 +35,8 @@ def checked_ledger(setup: TrainSetup, capacity_bytes: float, inner_dtype: str = 
         parts = num_parts(setup.schedule, geometry)
         if parts > setup.model.num_layers:
             raise InputError.at("plan.pp", plan.pp, f"at most {setup.model.num_layers} parts")
-        worst = float(_overload(setup).max())
-        changed = _demand(setup, plan, even(setup.model.num_layers, parts), np.full(plan.pp, worst))
-        return replace(changed, inner_dtype=inner_dtype)
+        worst = np.full(plan.pp, overload.max())
+        return _demand(setup, plan, even(setup.model.num_layers, parts), worst, inner_dtype)
 
     return check(demand, capacity_bytes=capacity_bytes, reshaped=reshaped)
 
@@ -59,27 +57,28 @@ def memory_view(ledger: Ledger, stage_size: int) -> dict[str, Any]:
 
 
 def _demand(
-    setup: TrainSetup, plan: TrainPlan, layout: tuple[tuple[int, ...], ...], overload: NDArray[np.float64]
+    setup: TrainSetup,
+    plan: TrainPlan,
+    layout: tuple[tuple[int, ...], ...],
+    overload: NDArray[np.float64],
+    inner_dtype: str,
 ) -> Demand:
-    schedule, batch = setup.schedule, setup.work.batch
+    batch = setup.work.batch
     microbatches = max(setup.num_microbatches * setup.work.plan.dp // plan.dp, 1)
-    geometry = Geometry(plan.pp, microbatches, plan.vpp)
-    part_of = np.array(
-        [[schedule.part_of(stage, chunk, geometry) for chunk in range(plan.vpp)] for stage in range(plan.pp)]
-    )
-    return Demand(
+    return demand_of(
+        setup.schedule,
+        microbatches,
+        plan,
         model=setup.model,
-        plan=plan,
         dtypes=setup.work.dtypes,
         states=setup.states,
         recompute=setup.recompute,
         layout=layout,
-        part_of=part_of,
-        in_flight=in_flight(schedule, geometry).astype(np.float64),
         micro_batch_size=batch.micro_batch_size,
         sequence_length=batch.sequence_length,
         expert_overload=overload,
         mtp=setup.mtp,
+        inner_dtype=inner_dtype,
     )
 
 
