@@ -90,6 +90,7 @@ def show(name: Name, dtype: Formats = None, context: Context = 4096, json: bool 
             metrics=metrics,
             rows=kinds,
             published=_published(model),
+            stored_as=model.stored_as or None,
             source=model.source,
         )
         emit_json(document)
@@ -114,6 +115,8 @@ def show(name: Name, dtype: Formats = None, context: Context = 4096, json: bool 
         typer.echo(
             f"published {part}: {fmt_parameters(stated['parameters'])} ({stated['convention']}), {agrees}"
         )
+    if model.stored_as:
+        typer.echo(f"its published checkpoint holds {model.stored_as}")
     typer.echo(f"source: {model.source}")
 
 

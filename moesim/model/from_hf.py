@@ -23,6 +23,7 @@ from moesim.model.attention import (
 from moesim.model.config_fields import ALIASES, ConfigFields, expert_counts, layer_count
 from moesim.model.families import FAMILIES, GENERIC, NOT_STRUCTURE, STRUCTURE_SIGNS, Family
 from moesim.model.spec import Convention, DenseFfn, Ffn, LayerSpec, ModelSpec, MoeSpec, Published
+from moesim.model.stored import stored_as
 
 _NEEDED = ("num_layers", "hidden_size", "vocab_size", "num_heads", "num_kv_heads", "width")
 _NEEDED_MOE = ("num_experts", "top_k", "expert_width")
@@ -79,6 +80,7 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
         tied_embeddings=tied,
         num_mtp_layers=num_mtp,
         extra_parameters=extra,
+        stored_as=stored_as(fields),
         **published,
     )
 

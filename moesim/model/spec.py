@@ -239,6 +239,8 @@ class ModelSpec:
         one more layer like the last. Not part of the counts unless asked for. [-]
     extra_parameters : int
         Learned numbers outside layers, tables and final norm (position biases of T5). [-]
+    stored_as : str
+        Format of the published checkpoint's quantised weights; "" for 16 bits.
     published_total, published_active : Published or None
         What the publisher states.
     source : str
@@ -252,6 +254,7 @@ class ModelSpec:
     tied_embeddings: bool = False
     num_mtp_layers: int = 0
     extra_parameters: int = 0
+    stored_as: str = ""
     published_total: Published | None = None
     published_active: Published | None = None
     source: str = ""

@@ -16,7 +16,7 @@ from moesim.scenario.background import Background, background_of
 from moesim.scenario.schema import NetworkSection
 from moesim.scenario.serving_schema import EngineSection
 from moesim.serving.engine_cost import engine_cost
-from moesim.serving.profiles import load_profile
+from moesim.serving.profiles import NEWEST, load_profile
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def machine_of(
     device = cluster.node.device
     cost = cost_of(device)
     if engine is not None:
-        cost = engine_cost(device, load_profile(engine.name, engine.version, where="engine").kernels)
+        cost = engine_cost(
+            device, load_profile(engine.name, engine.version or NEWEST, where="engine").kernels
+        )
     section = network or NetworkSection()
     given = section.model_dump(exclude={"background"})
     communication = Communication(**given | {"deduplicate": deduplication_of(section)})

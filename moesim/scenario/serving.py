@@ -30,7 +30,7 @@ from moesim.serving.policies import (
     length_distributions,
     routers,
 )
-from moesim.serving.profiles import Profile, load_profile
+from moesim.serving.profiles import NEWEST, Profile, load_profile
 from moesim.serving.requests import closed_loop, open_loop, read_requests, with_prefixes, with_turns
 from moesim.serving.service import Change, InstanceSpec, Role, Service, Transfer
 from moesim.serving.workload import Workload
@@ -253,9 +253,9 @@ def _plan(scenario: Scenario, own: dict[str, Any] | None, field: str) -> Plan:
 
 def _profile(scenario: Scenario, warnings: list[str]) -> Profile:
     section = scenario.engine
-    profile = load_profile(section.name, section.version, where="engine")
+    profile = load_profile(section.name, section.version or NEWEST, where="engine")
     if not profile.is_exact:
-        asked = f"version {section.version!r}" if section.version else "no version"
+        asked = f"version {section.version!r}" if section.version else "newest version, as none is named,"
         warnings.append(
             f"{asked} of {profile.engine}: the family from {profile.family} answers, bands widened"
         )

@@ -63,7 +63,9 @@ class EngineSection(_Strict):
     """An engine profile by name and version, and what this service sets otherwise."""
 
     name: str = Field("vllm", description="engine profile")
-    version: str = Field("", description="release; the nearest known family answers for an unknown one")
+    version: str = Field(
+        "", description="release, the newest known if empty; the nearest family answers for an unknown one"
+    )
     max_num_batched_tokens: int | None = Field(None, ge=1, description="new tokens of an iteration")
     max_num_seqs: int | None = Field(None, ge=1, description="sequences in the batch of an attention rank")
     num_gpu_blocks: int | None = Field(None, ge=1, description="KV blocks of a rank; default: what fits")

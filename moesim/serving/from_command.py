@@ -16,7 +16,7 @@ from moesim.serving.checkpoints import WIDE, stored_formats
 from moesim.serving.commands import Command
 from moesim.serving.deployment import Deployment
 from moesim.serving.machines import cluster_for
-from moesim.serving.profiles import Profile, load_profile
+from moesim.serving.profiles import NEWEST, Profile, load_profile
 
 LABELS = {
     "nvfp4": "nvfp4",
@@ -36,9 +36,6 @@ LABELS = {
     "int8": "int8",
 }
 """Words of repository names and quantisation flags, and the formats they stand for."""
-
-NATIVE_FP8 = ("deepseek_v3", "deepseek_r1", "minimax_m2")
-"""Models whose own repository holds fp8."""
 
 
 @dataclass(frozen=True)
@@ -126,17 +123,16 @@ def _label(command: Command, model: ModelSpec, spelled: str, warnings: list[str]
     for word in words:
         if word in LABELS:
             return LABELS[word]
-    if model.name.startswith(NATIVE_FP8):
-        return "fp8"
-    if not model.name.startswith("gpt_oss"):
-        warnings.append("no quantisation named: weights are taken as bf16")
+    if model.stored_as:
+        return model.stored_as
+    warnings.append("no quantisation named, none in the model's configuration: weights are taken as bf16")
     return WIDE
 
 
 def _profile(command: Command, version: str, warnings: list[str]) -> Profile:
-    profile = load_profile(command.engine, version, where="--from")
+    profile = load_profile(command.engine, version or NEWEST, where="--from")
     if not profile.is_exact:
-        asked = f"version {version!r}" if version else "no version"
+        asked = f"version {version!r}" if version else "newest version, as none is named,"
         warnings.append(
             f"{asked} of {profile.engine}: profile of the family from {profile.family}, bands widened"
         )

@@ -16,6 +16,9 @@ from moesim.errors import InputError, Problem, did_you_mean
 from moesim.files import Tree, find, listed, read_tree, validated
 
 ROOM = "engines"
+NEWEST = "newest"
+"""Version of a deployment whose command or scenario names none."""
+
 UNKNOWN_VERSION_SIGMA = 0.12
 """Assumed: what a release or two move a step, beside what is known of the nearest family (ln)."""
 
@@ -190,7 +193,8 @@ def load_profile(engine: str, version: str = "", *, where: str = "") -> Profile:
     engine : str
         Name of a profile, in any spelling of its aliases.
     version : str
-        Release; empty where it is not known: the file says what is then taken.
+        Release; :data:`NEWEST` for the last one described; empty for a measurement of unknown date: the file
+        says what is then taken.
     where : str
         What an error points at.
 
@@ -211,14 +215,16 @@ def load_profile(engine: str, version: str = "", *, where: str = "") -> Profile:
 @lru_cache
 def _profile(name: str, version: str) -> Profile:
     file = _file(name)
-    own = _own_number(file, version)
+    own = file.last if version == NEWEST else _own_number(file, version)
     asked = release_order(own or file.undated)
     starts = sorted(file.versions, key=release_order)
     reached = [start for start in starts if release_order(start) <= asked]
     values: dict[str, Any] = file.defaults
     for start in reached:
         values = _laid_over(values, file.versions[start])
-    is_exact = bool(own) and bool(reached or not starts) and asked <= release_order(file.last)
+    is_exact = (
+        bool(own) and version != NEWEST and bool(reached or not starts) and asked <= release_order(file.last)
+    )
     head = {"engine": name, "version": version, "family": (reached or ["first"])[-1], "is_exact": is_exact}
     tree = read_tree(find(name, ROOM, suffixes=(".yaml",)))
     return validated(Profile, Tree(head | values, tree.positions, tree.source))

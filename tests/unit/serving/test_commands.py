@@ -79,7 +79,7 @@ def test_repositories_name_model_and_formats(model, name, weights, experts):
 def test_what_is_assumed_is_said():
     found = commanded(read_command(f"{VLLM} --no-such 3"), "h200_sxm")
     assert found.deployment.plan.ep == 4
-    assert any("no version of vllm" in warning for warning in found.warnings)
+    assert any("newest version" in warning and "of vllm" in warning for warning in found.warnings)
     assert any("--no-such" in warning for warning in found.warnings)
     with pytest.raises(InputError, match="no model 'qwen9_1b'"):
         commanded(read_command("vllm serve Qwen/Qwen9-1B"), "h200")
