@@ -6,7 +6,8 @@ scenario can lay its overrides over the raw tree; :func:`load_device`, :func:`lo
 
 At a place where a profile is wanted one may write a name or path, a mapping
 ``{profile: NAME, ...overrides}``, or the whole description. A node stands for the cluster of that
-one node.
+one node, and a name that ends in another number of devices than any file's (``h100_x512``) for the
+largest described machine of that name with as many nodes as it takes.
 """
 
 from __future__ import annotations
@@ -175,6 +176,9 @@ class _Resolver:
             file = find(name, ROOM, field=path, suffixes=SUFFIXES, where=where)
             tree = copy.deepcopy(_read(file, file.stat().st_mtime_ns))
         except InputError as error:
+            base = _of_another_size(name)
+            if base is not None:
+                return self._sized(base, name, path, where), "cluster"
             self.problems += error.problems
             self.is_broken = True
             return Tree({}), "device"
@@ -182,6 +186,23 @@ class _Resolver:
             self._fail("", "not a profile: accepted: a mapping of fields", file.name)
             return Tree({}), "device"
         return self._of_file(tree, file, (*stack, name))
+
+    def _sized(self, base: str, name: str, path: str, where: str) -> Tree:
+        """The machine ``base`` with as many nodes more or fewer as the numbers in both names say."""
+        found, kind = self.named(base, path, where, ())
+        tree = _cluster_of(found) if kind == "node" else found
+        size, wanted = int(base.rpartition("_x")[2]), int(name.rpartition("_x")[2])
+        num_nodes, rest = divmod(tree.data.get("num_nodes", 1) * wanted, size)
+        if rest or not wanted:
+            accepted = f"a name that asks for whole nodes, as {base} does"
+            self._fail(path, f"got {name!r}; accepted: {accepted}", where)
+            return tree
+        source = f"assumed: {base}, with as many nodes as the name {name} asks for"
+        changes: dict[str, Any] = {"name": name, "num_nodes": num_nodes}
+        changes["sources"] = tree.data.get("sources", {}) | {"num_nodes": source}
+        if "scale_up_domain_nodes" in tree.data:
+            changes["scale_up_domain_nodes"] = min(num_nodes, tree.data["scale_up_domain_nodes"])
+        return Tree(tree.data | changes, tree.positions, tree.source)
 
     def _of_file(self, tree: Tree, file: Path, stack: tuple[str, ...]) -> tuple[Tree, Kind]:
         head = "name", "schema_version"
@@ -250,6 +271,16 @@ class _Resolver:
 def _read(file: Path, mtime_ns: int) -> Tree:
     """Content of a profile file, parsed once while the file stays as it is."""
     return read_tree(file)
+
+
+def _of_another_size(name: str) -> str | None:
+    """The largest described machine whose name differs from ``name`` in its last number only."""
+    stem, separator, wanted = name.rpartition("_x")
+    if not separator or not wanted.isdigit():
+        return None
+    sizes = [known.rpartition("_x") for known in profile_names()]
+    own = [int(size) for known, _, size in sizes if known == stem and size.isdigit()]
+    return f"{stem}_x{max(own)}" if own else None
 
 
 def _kind_of(data: dict[str, Any]) -> Kind:

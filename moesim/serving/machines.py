@@ -1,10 +1,10 @@
-"""The smallest described machine that has enough of a device."""
+"""The smallest machine that has enough of a device: described, or a described one with more nodes."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from moesim.errors import InputError, Problem, did_you_mean
+from moesim.errors import InputError, Problem
 from moesim.hardware import load_cluster, load_device
 from moesim.hardware.load import profile_names
 from moesim.hardware.schema import Cluster
@@ -29,18 +29,19 @@ def cluster_for(device: str, num_devices: int, *, where: str = "") -> Cluster:
     fitting = [cluster for cluster in machines if cluster.num_devices >= num_devices]
     if fitting:
         return min(fitting, key=lambda cluster: (cluster.num_devices, cluster.name))
-    most = max((cluster.num_devices for cluster in machines), default=0)
-    message = f"{num_devices} {name} wanted, the largest described machine has {most}"
-    hint = did_you_mean(f"{name}_x{num_devices}", profile_names())
-    raise InputError([Problem("num_devices", message + hint, where)])
+    largest = max(machines, key=lambda cluster: cluster.num_devices, default=None)
+    if largest is not None and largest.node.num_nics:
+        num_nodes = -(-num_devices // largest.node.num_devices)
+        return load_cluster(f"{_stem(name)}_x{num_nodes * largest.node.num_devices}")
+    most = 0 if largest is None else largest.num_devices
+    message = f"{num_devices} {name} wanted, the largest described machine has {most} and no network"
+    raise InputError([Problem("num_devices", message, where)])
 
 
 @lru_cache
 def _machines(device: str) -> tuple[Cluster, ...]:
-    stem = device
-    for suffix in FORM_FACTORS:
-        stem = stem.removesuffix(suffix)
-    names = [name for name in profile_names() if name != device and name.startswith(f"{stem}_")]
+    start = f"{_stem(device)}_"
+    names = [name for name in profile_names() if name != device and name.startswith(start)]
     found = []
     for name in names:
         try:
@@ -50,3 +51,10 @@ def _machines(device: str) -> tuple[Cluster, ...]:
         if cluster.node.device.name == device:
             found.append(cluster)
     return tuple(found)
+
+
+def _stem(device: str) -> str:
+    """What names of machines of ``device`` begin with."""
+    for suffix in FORM_FACTORS:
+        device = device.removesuffix(suffix)
+    return device

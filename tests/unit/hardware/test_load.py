@@ -185,3 +185,25 @@ def test_profile_may_build_on_another():
 
 def test_tree_without_cluster_is_left_alone():
     assert resolve_cluster(Tree({"name": "x"})).data == {"name": "x"}
+
+
+@pytest.mark.parametrize(
+    ("name", "num_nodes", "domain"),
+    [("h100_x512", 64, 1), ("rtx_4090_x16", 2, 1), ("gb200_x32", 8, 8), ("gb200_nvl72_x4", 72, 18)],
+)
+def test_name_with_another_number_is_the_described_machine_with_more_or_fewer_nodes(name, num_nodes, domain):
+    cluster = load_cluster(name)
+    assert (cluster.name, cluster.num_nodes, cluster.scale_up_domain_nodes) == (name, num_nodes, domain)
+    assert cluster.sources["num_nodes"].startswith("assumed: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("h100_x12", "accepted: a name that asks for whole nodes, as h100_x1024 does"),
+        ("laptop_x2", "num_nodes=2 needs a network"),
+        ("nothing_x8", "no file 'nothing_x8'"),
+    ],
+)
+def test_name_with_a_number_that_no_machine_can_have(name, message):
+    assert message in problems_of(load_cluster, name)[0]
