@@ -198,14 +198,6 @@ class Fabric:
             fits=network_fits(node.device.name),
         )
 
-    def link(self, ranks: NDArray[np.int64]) -> tuple[float, float]:
-        """Rate and latency of the slowest link class among ``ranks``. [bytes/s], [s]"""
-        if self.is_one_domain(ranks):
-            return self.scale_up_bytes_per_s * float(
-                self.scale_up_speed[ranks].min()
-            ), self.scale_up_latency_s
-        return self.nic_rate * self.slowest_port(ranks), self.scale_out_latency_s
-
     def is_one_domain(self, ranks: NDArray[np.int64]) -> bool:
         """Whether all ``ranks`` share a scale-up fabric."""
         return len(np.unique(self.domain[ranks])) == 1

@@ -57,6 +57,11 @@ class PortTokens:
         """Ports of the way back."""
         return PortTokens(self.scale_up_in, self.scale_up_out, self.scale_out_in, self.scale_out_out)
 
+    def scaled(self, ratio: float) -> PortTokens:
+        """Ports of so many times the tokens."""
+        ports = (self.scale_up_out, self.scale_up_in, self.scale_out_out, self.scale_out_in)
+        return PortTokens(*(port * ratio for port in ports))
+
     def worst_scale_up(self) -> NDArray[np.float64]:
         """Largest load of a scale-up port, ``(...)``."""
         return np.asarray(np.maximum(self.scale_up_out, self.scale_up_in).max(-1))

@@ -39,12 +39,12 @@ class MoeWork:
         plan, fabric = work.plan, work.fabric
         self.rows = {layer: row for row, layer in enumerate(work.model.moe_layers)}
         self.ranks = plan.ep_ranks()
-        # ranks that share an expert's width hold the same tokens once these are gathered
-        self.sent_tokens = work.local_tokens * plan.etp
+        # ranks that share an expert's width hold the same tokens once these are gathered: each sends its own
+        self.shared_tokens = work.local_tokens * plan.etp
         self.load = group_load(
             work.shares,
             moe,
-            tokens_per_rank=self.sent_tokens,
+            tokens_per_rank=self.shared_tokens,
             domain=np.asarray(fabric.domain[self.ranks]),
             deduplicate=work.options.deduplicate,
             capacity_factor=work.options.capacity_factor,
@@ -94,7 +94,7 @@ class MoeWork:
         plan, outer = self.outer.plan, self.outer
         if plan.etp == 1:
             return [experts]
-        copies = self.sent_tokens * self.moe.experts_per_token
+        copies = self.shared_tokens * self.moe.experts_per_token
         payload_bytes, ranks = copies * outer.token_bytes, plan.etp_ranks()
         gather = Part("expert all-gather", "all_gather", all_gather(payload_bytes, ranks, outer.fabric))
         scatter = Part(
@@ -136,12 +136,13 @@ class MoeWork:
         there = phase == "dispatch"
         dtype = outer.options.dispatch_dtype if there else outer.dtypes.activations
         payload_ratio = outer.fabric.communication.payload_ratio
+        ports = self.load.ports.scaled(1.0 / outer.plan.etp)
         load = Load(
             phase=phase,
-            ports=self.load.ports if there else self.load.ports.transposed(),
+            ports=ports if there else ports.transposed(),
             row_bytes=outer.model.hidden_size * bytes_per_element(dtype) * payload_ratio,
             ranks=self.ranks,
-            tokens_per_rank=self.sent_tokens,
+            tokens_per_rank=outer.local_tokens,
             num_experts=self.moe.num_experts,
             deduplicate=outer.options.deduplicate,
         )

@@ -33,10 +33,19 @@ class Group:
 
     @classmethod
     def of(cls, ranks: NDArray[np.int64], fabric: Fabric, family: str) -> Group:
-        """Group of ``ranks``; rates as reached by collectives of ``family``."""
-        rate, hop_s = fabric.link(ranks)
-        reached = rate * fabric.efficiencies.families[family].bandwidth_fraction
-        return cls(len(ranks), len(np.unique(fabric.domain[ranks])), reached, hop_s)
+        """Group of ``ranks``; rates as reached by collectives of ``family``.
+
+        Between domains a ring enters and leaves each of them once for every port that its members there
+        have, so that many members share what few would have to carry alone.
+        """
+        reached = fabric.efficiencies.families[family].bandwidth_fraction
+        members = np.unique(fabric.domain[ranks], return_counts=True)[1]
+        inside = fabric.scale_up_bytes_per_s * float(fabric.scale_up_speed[ranks].min()) * reached
+        if len(members) == 1:
+            return cls(len(ranks), 1, inside, fabric.scale_up_latency_s)
+        between = fabric.nic_rate * fabric.slowest_port(ranks) * float(members.min())
+        rate = min(inside, between) if members.max() > 1 else between
+        return cls(len(ranks), len(members), rate, fabric.scale_out_latency_s)
 
 
 class AllReduce(Protocol):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from moesim.evidence import Estimate
-from moesim.network.curves import collective_s
+from moesim.network.curves import Floats, collective_s
 from moesim.network.exchanges.base import FAMILY, Load, Rates, exchanges
 from moesim.network.fabric import Fabric
 from moesim.network.traffic import Deduplication
@@ -23,18 +23,30 @@ class Pairwise:
     deduplicates: ClassVar[Deduplication] = "rank"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:
-        """Busiest port of the slowest link class, and a start for every peer."""
+        """Inside a domain its measured curve; between domains beside that the busiest NIC, not measured."""
         up, nic = load.scale_up_bytes(fabric), load.nic_bytes(fabric)
-        measured = fabric.fits.collective(FAMILY, "nccl") if fabric.fits else None
-        if measured is not None and fabric.fits is not None and load.num_domains(fabric) == 1:
-            # the curve's payload is the whole buffer of a rank, its own share included
-            buffer = up * load.num_ranks / max(load.num_ranks - 1, 1)
-            seconds, sigma = collective_s(measured, buffer, load.num_ranks, None, fabric.link_ratio)
-            seconds = seconds + fabric.extra_latency_s(between_domains=False)
-            return Estimate(seconds, FAMILY, fabric.fits.grade, sigma * fabric.fits.sigma_ratio)
+        near = load.domain_size(fabric)
+        inside = self._measured(up, near, fabric)
+        if inside is not None and load.num_domains(fabric) == 1:
+            return inside
         rates, peers = Rates.of(fabric), load.num_ranks - 1
-        scale_up_s = rates.scale_up_s(up, fabric.scale_up_latency_s)
-        remote = load.num_ranks - load.domain_size(fabric)
-        nic_s = rates.nic_s(nic, fabric.scale_out_latency_s, remote)
         start_s = rates.base_s + rates.per_peer_s * peers if peers else 0.0
-        return fabric.estimate(start_s + np.maximum(scale_up_s, nic_s), FAMILY)
+        remote = load.num_ranks - near
+        nic_s = start_s + rates.nic_s(nic, fabric.scale_out_latency_s, remote)
+        if inside is not None:
+            return fabric.estimate(np.maximum(np.asarray(inside.seconds), nic_s), FAMILY)
+        return fabric.estimate(
+            np.maximum(start_s + rates.scale_up_s(up, fabric.scale_up_latency_s), nic_s), FAMILY
+        )
+
+    @staticmethod
+    def _measured(up: Floats, members: float, fabric: Fabric) -> Estimate | None:
+        """Exchange of ``up`` bytes among the members of one domain; None where it was not measured."""
+        measured = fabric.fits.collective(FAMILY, "nccl") if fabric.fits else None
+        if measured is None or fabric.fits is None or members < 2 or members != int(members):
+            return None
+        # the curve's payload is the whole buffer of a rank, its own share included
+        buffer = up * members / (members - 1)
+        seconds, sigma = collective_s(measured, buffer, int(members), None, fabric.link_ratio)
+        seconds = seconds + fabric.extra_latency_s(between_domains=False)
+        return Estimate(seconds, FAMILY, fabric.fits.grade, sigma * fabric.fits.sigma_ratio)
