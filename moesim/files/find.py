@@ -7,6 +7,7 @@ data shipped with the package.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from moesim.errors import InputError, Problem, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SUFFIXES = (".yaml", ".yml", ".json", ".safetensors")
+MOST_SHOWN = 16
+"""Names that an error lists."""
 
 
 def data_folders(room: str) -> list[Path]:
@@ -58,7 +61,7 @@ def find(
     known = listed(room, suffixes=suffixes)
     searched = ", ".join(str(p) for p in data_folders(room)) or f"no folder {room!r}"
     hint = did_you_mean(name, known)
-    message = f"no file {name!r}{hint}; searched: {searched}; known: {', '.join(known) or 'none'}"
+    message = f"no file {name!r}{hint}; searched: {searched}; known: {_shown(name, known)}"
     raise InputError([Problem(field, message, where)])
 
 
@@ -71,3 +74,13 @@ def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Files of a data folder and of its direct sub-folders; what lies deeper belongs to one of them."""
     paths = [*folder.glob("*"), *folder.glob("*/*")]
     return sorted(p for p in paths if p.suffix in suffixes and p.is_file())
+
+
+def _shown(name: str, known: list[str]) -> str:
+    """Names to choose from; of many, those that begin like ``name``, or only their number."""
+    if len(known) <= MOST_SHOWN:
+        return ", ".join(known) or "none"
+    start = re.split(r"[^a-z0-9]", name.lower(), maxsplit=1)[0]
+    alike = [other for other in known if start and other.startswith(start)][:MOST_SHOWN]
+    rest = f"{len(known) - len(alike)} {'more' if alike else 'names'}"
+    return ", ".join([*alike, rest])

@@ -9,9 +9,8 @@ from moesim.hardware import load_cluster, load_device
 from moesim.hardware.load import profile_names
 from moesim.hardware.schema import Cluster
 
-FORM_FACTORS = ("_sxm", "_pcie", "_oam")
-SPELLINGS = {"h100": "h100_sxm", "h200": "h200_sxm", "b200": "b200_sxm", "b300": "b300_sxm"}
-"""What people write for the usual form of a device."""
+USUAL_FORMS = ("", "_sxm", "_sxm_80")
+"""What a device's name ends in beyond what people write, the plain name first."""
 
 
 def cluster_for(device: str, num_devices: int, *, where: str = "") -> Cluster:
@@ -22,25 +21,29 @@ def cluster_for(device: str, num_devices: int, *, where: str = "") -> Cluster:
     InputError
         Unknown device, or none of the described machines has so many of it.
     """
-    name = SPELLINGS.get(device, device)
+    known = profile_names()
+    name = next((device + form for form in USUAL_FORMS if device + form in known), device)
     machines = _machines(name)
     if not machines:
         load_device(name)  # an unknown one is an error of its own, with the nearest names
     fitting = [cluster for cluster in machines if cluster.num_devices >= num_devices]
     if fitting:
-        return min(fitting, key=lambda cluster: (cluster.num_devices, cluster.name))
-    largest = max(machines, key=lambda cluster: cluster.num_devices, default=None)
-    if largest is not None and largest.node.num_nics:
+        # the plainest of equal size: other names tell of something beside the devices
+        return min(fitting, key=lambda cluster: (cluster.num_devices, len(cluster.name), cluster.name))
+    sized = [cluster for cluster in machines if _size(cluster.name) and cluster.node.num_nics]
+    if sized:
+        largest = max(sized, key=lambda cluster: cluster.num_devices)
         num_nodes = -(-num_devices // largest.node.num_devices)
-        return load_cluster(f"{_stem(name)}_x{num_nodes * largest.node.num_devices}")
-    most = 0 if largest is None else largest.num_devices
-    message = f"{num_devices} {name} wanted, the largest described machine has {most} and no network"
+        stem = largest.name.removesuffix(_size(largest.name))
+        return load_cluster(f"{stem}{num_nodes * largest.node.num_devices}")
+    most = max((cluster.num_devices for cluster in machines), default=0)
+    message = f"{num_devices} {name} wanted, the largest described machine has {most}, and none a network"
     raise InputError([Problem("num_devices", message, where)])
 
 
 @lru_cache
 def _machines(device: str) -> tuple[Cluster, ...]:
-    start = f"{_stem(device)}_"
+    start = f"{device.partition('_')[0]}_"
     names = [name for name in profile_names() if name != device and name.startswith(start)]
     found = []
     for name in names:
@@ -53,8 +56,7 @@ def _machines(device: str) -> tuple[Cluster, ...]:
     return tuple(found)
 
 
-def _stem(device: str) -> str:
-    """What names of machines of ``device`` begin with."""
-    for suffix in FORM_FACTORS:
-        device = device.removesuffix(suffix)
-    return device
+def _size(name: str) -> str:
+    """Digits after the ``_x`` that a machine's name ends in; empty without."""
+    size = name.rpartition("_x")[2]
+    return size if size.isdigit() else ""

@@ -3,6 +3,7 @@ import pytest
 from moesim.errors import InputError
 from moesim.serving.commands import read_command
 from moesim.serving.from_command import commanded
+from moesim.serving.machines import cluster_for
 
 VLLM = "vllm serve Qwen/Qwen3-30B-A3B-FP8 --tensor-parallel-size 4 --enable-expert-parallel"
 
@@ -83,3 +84,21 @@ def test_what_is_assumed_is_said():
     assert any("--no-such" in warning for warning in found.warnings)
     with pytest.raises(InputError, match="no model 'qwen9_1b'"):
         commanded(read_command("vllm serve Qwen/Qwen9-1B"), "h200")
+
+
+@pytest.mark.parametrize(
+    ("device", "num_devices", "machine"),
+    [
+        ("a100", 2, "a100_x8"),
+        ("a100_sxm_40", 1, "a100_40_x8"),
+        ("rtx_4090", 1, "rtx_4090_x1"),
+        ("h20", 32, "h20_x32"),
+    ],
+)
+def test_a_device_stands_for_its_plainest_machine(device, num_devices, machine):
+    assert cluster_for(device, num_devices).name == machine
+
+
+def test_a_device_without_a_network_is_not_multiplied():
+    with pytest.raises(InputError, match="8 t4 wanted, the largest described machine has 1"):
+        cluster_for("t4", 8)
