@@ -22,7 +22,7 @@ COMMANDS: dict[str, str] = {
     "demo": "First result: two models, three expert placements each, a report.",
     "run": "Simulate one scenario.",
     "whatif": "Vary scenario fields and tabulate what changes.",
-    "train": "Memory, work, efficiency leverage and cost of training.",
+    "train": "Search over plans, memory, work, efficiency leverage and cost of training.",
     "place": "Place the experts of a routing trace on ranks, with a proven bound.",
     "offload": "Bits of experts, bounds of streamed weights, models in turn.",
     "placement": "What replicas, rebalancing and run-time splits are worth.",

@@ -29,13 +29,33 @@ def progress(what: str, total: int) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def counting(what: str) -> Iterator[Callable[[int], None]]:
     """Running count on stderr; the yielded function is called with how many are done."""
+    with _spinner(what) as say:
+        yield lambda done: say(f"{what}: {done:,}")
+
+
+@contextmanager
+def tallied(what: str) -> Iterator[Callable[[str, int], None]]:
+    """Running counts on stderr; the yielded function is called with what was done to how many more."""
+    counts: dict[str, int] = {}
+    with _spinner(what) as say:
+
+        def more(deed: str, count: int) -> None:
+            counts[deed] = counts.get(deed, 0) + count
+            say(f"{what}: " + ", ".join(f"{number:,} {name}" for name, number in counts.items()))
+
+        yield more
+
+
+@contextmanager
+def _spinner(text: str) -> Iterator[Callable[[str], None]]:
+    """Line that turns on stderr; the yielded function changes its text."""
     if not sys.stderr.isatty():
-        yield lambda done: None
+        yield lambda text: None
         return
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(what, total=None)
-        yield lambda done: shown.update(task, description=f"{what}: {done:,}")
+        task = shown.add_task(text, total=None)
+        yield lambda text: shown.update(task, description=text)

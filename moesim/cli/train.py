@@ -1,4 +1,4 @@
-"""``moesim train``: memory and calculators of training; steps themselves are scenarios (``moesim run``)."""
+"""``moesim train``: search, memory, calculators; steps themselves are scenarios (``moesim run``)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import typer
 
 from moesim.cli.output import JSON_OPTION, emit_json, envelope, metric_rows, table
 from moesim.cli.train_memory import memory
+from moesim.cli.train_search import search
 from moesim.errors import InputError, Problem
 from moesim.units import fmt_quantity
 
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from moesim.training.calculators.cost import Device, Stage
 
 app = typer.Typer(
-    help="Memory, work, efficiency leverage and cost of training.",
+    help="Search over plans, memory, work, efficiency leverage and cost of training.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
 
 app.command("memory")(memory)
+app.command("search")(search)
 
 Model = Annotated[str, typer.Argument(help="Bundled name, a config.json, or a folder that holds one.")]
 Sequence = Annotated[int, typer.Option(min=1, help="Tokens of a sequence. [tokens]")]

@@ -10,16 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.evidence import BAND_QUANTILES, GRADES
-from moesim.kernels.cost import compute_dtype
 from moesim.metrics.breakdown import Share, evidence_shares
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.result import Metric, Result, Sensitivity
 from moesim.scenario.sensitivity import knobs_of, scaled
 from moesim.scenario.training import Training, build_training
 from moesim.scenario.training_memory import memory_view
+from moesim.scenario.training_rates import Rates
 from moesim.scenario.views import inputs_of, sources_of_cluster
 from moesim.training.chunks import Host
-from moesim.training.formulas import train_flops_per_token
 from moesim.training.pipeline import PipelineRun, RecordedPipeline
 from moesim.training.step import TrainStep, balanced_setup
 from moesim.units import fmt_quantity, fmt_seconds
@@ -91,8 +90,7 @@ def _metrics(built: Training, step: TrainStep, nominal: PipelineRun, drawn: Pipe
     """All metrics, headline first."""
     setup, scenario = built.setup, built.scenario
     devices, tokens = setup.work.plan.num_devices, built.tokens_per_step
-    flops = train_flops_per_token(setup.model, scenario.training.sequence_length, mtp=setup.mtp)
-    peak = _peak_flops_per_s(built)
+    rates = Rates.of(scenario, setup.model, devices)
 
     def timed(of: Callable[[NDArray[np.float64]], NDArray[np.float64]], unit: str) -> Metric:
         low, high = np.quantile(of(drawn.makespan_s), BAND_QUANTILES)
@@ -103,9 +101,9 @@ def _metrics(built: Training, step: TrainStep, nominal: PipelineRun, drawn: Pipe
     metrics = {
         "step_s": timed(lambda s: s, "s"),
         "tokens_per_s": timed(lambda s: tokens / s, "tokens_per_s"),
-        "tokens_per_s_per_device": timed(lambda s: tokens / s / devices, "tokens_per_s"),
-        "flops_per_s_per_device": timed(lambda s: flops * tokens / s / devices, "flops_per_s"),
-        "mfu_fraction": timed(lambda s: flops * tokens / s / devices / peak, "fraction"),
+        "tokens_per_s_per_device": timed(rates.tokens_per_s_per_device, "tokens_per_s"),
+        "flops_per_s_per_device": timed(rates.flops_per_s_per_device, "flops_per_s"),
+        "mfu_fraction": timed(rates.mfu_fraction, "fraction"),
         "bubble_fraction": Metric(float(nominal.bubble_fraction[0]), "fraction"),
         "device_hours_per_trillion_tokens": timed(
             lambda s: s * devices / SECONDS_PER_HOUR * TRILLION / tokens, "h"
@@ -135,13 +133,6 @@ def _imbalance(step: TrainStep, nominal: PipelineRun) -> dict[str, Metric]:
     if work.options.capacity_factor is not None:
         found["dropped_fraction"] = Metric(float(load.dropped_fraction.mean()), "fraction")
     return found
-
-
-def _peak_flops_per_s(built: Training) -> float:
-    """Of the format in which most of the model multiplies; bf16's for formats that are only stored."""
-    dtypes, device = built.setup.work.dtypes, built.scenario.cluster.node.device
-    stored = dtypes.experts if built.setup.model.num_experts else dtypes.weights
-    return device.dense_peak_flops_per_s(compute_dtype(stored, dtypes.activations, device))
 
 
 def _breakdown(step: TrainStep, nominal: PipelineRun) -> list[Share]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, field, replace
 
 from moesim.errors import InputError, Problem
-from moesim.evidence import rng_for
 from moesim.hardware.schema import Cluster
 from moesim.kernels.choose import cost_of, engine_or_default
 from moesim.memory.ledger import Ledger
-from moesim.model import Dtypes, ModelSpec, from_hf
+from moesim.model import ModelSpec, from_hf
 from moesim.model.dtypes import bytes_per_element
 from moesim.network.exchanges.base import Phase
 from moesim.network.exchanges.probe import Even, decided
@@ -22,15 +18,13 @@ from moesim.parallel.train_plan import check as check_plan
 from moesim.scenario.machine import deduplication_of
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import PlanSection, Scenario
-from moesim.scenario.traffic import load_traffic
-from moesim.scenario.training_memory import checked_ledger
+from moesim.scenario.training_memory import checked_ledger, memory_of
+from moesim.scenario.training_routing import Windows, shares_under, windows_of
 from moesim.scenario.training_schema import TrainingSection
-from moesim.traces import RoutingTrace
 from moesim.training.backward import TrainCost
 from moesim.training.framework import Framework, load_framework
 from moesim.training.items import Options, TrainBatch, forward_s
 from moesim.training.layout import Layout, even, given, weighted
-from moesim.training.loads import Shares, balanced, shares_of
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import Geometry, num_parts, schedules
 from moesim.training.schedules.base import check as check_schedule
@@ -38,9 +32,51 @@ from moesim.training.states import States
 from moesim.training.step import TrainSetup
 from moesim.training.work import LayerWork
 
-BALANCED = "balanced"
-WINDOW_TOKENS = 1000
-"""Fewest tokens that stand for the routing of a microbatch: fewer would show noise as imbalance. [tokens]"""
+
+@dataclass(eq=False)
+class Common:
+    """What every plan of one scenario has in common; work of equal groups of ranks is priced once.
+
+    Attributes
+    ----------
+    model : ModelSpec
+    windows : Windows
+        Traffic that routing is drawn from.
+    """
+
+    model: ModelSpec
+    windows: Windows
+    _works: dict[tuple[object, ...], LayerWork] = field(default_factory=dict)
+    _layouts: dict[tuple[object, ...], Layout] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, resolved: Resolved) -> Common:
+        """Model and traffic of a scenario."""
+        model = from_hf(resolved.tree.sub("model"), resolved.model_name)
+        return cls(model, windows_of(resolved.scenario, model))
+
+    def work(self, scenario: Scenario, plan: TrainPlan, framework: Framework) -> LayerWork:
+        """Pieces and links under a plan; stages and replicas change nothing in them."""
+        key = _group_key(scenario, plan)
+        if key not in self._works:
+            self._works[key] = _work(scenario, self.model, plan, self.windows, framework)
+        known = self._works[key]
+        return known if known.plan == plan else replace(known, plan=plan)
+
+    def layout(self, scenario: Scenario, work: LayerWork, parts: int) -> Layout:
+        """Layers of each part, as equal in forward work as can be."""
+        key = (parts, *_group_key(scenario, work.plan))
+        if key not in self._layouts:
+            layers = [forward_s(work.layer(index)) for index in range(self.model.num_layers)]
+            last = forward_s(work.head()) + (forward_s(work.mtp()) if scenario.training.mtp else 0.0)
+            self._layouts[key] = weighted(layers, parts, first=forward_s(work.embedding()), last=last)
+        return self._layouts[key]
+
+
+def _group_key(scenario: Scenario, plan: TrainPlan) -> tuple[object, ...]:
+    """What of a plan the work of one group of ranks depends on."""
+    size = scenario.training.micro_batch_size
+    return (plan.num_devices, plan.tp, plan.cp, plan.ep, plan.etp, plan.folded, size)
 
 
 @dataclass(frozen=True)
@@ -54,19 +90,25 @@ class Training:
     framework : Framework
     ledger : Ledger
         Memory of every stage's fullest rank; it fits.
-    warnings : tuple of str
+    common : Common
+        What other plans of the scenario share with it.
     """
 
     resolved: Resolved
     setup: TrainSetup
     framework: Framework
     ledger: Ledger
-    warnings: tuple[str, ...]
+    common: Common
 
     @property
     def scenario(self) -> Scenario:
         """Validated values."""
         return self.resolved.scenario
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the reader should know about the routing."""
+        return self.common.windows.warnings
 
     @property
     def tokens_per_step(self) -> int:
@@ -87,9 +129,24 @@ def build_training(resolved: Resolved, like: Training | None = None) -> Training
     InfeasibleError
         A rank needs more memory than it has.
     """
+    common = Common.of(resolved) if like is None else Common(like.common.model, like.common.windows)
+    framework = load_framework(resolved.scenario.training.framework)
     scenario = resolved.scenario
-    section = scenario.training
-    model = from_hf(resolved.tree.sub("model"), resolved.model_name)
+    setup = setup_of(scenario, common, framework)
+    capacity, inner_dtype = memory_of(scenario)
+    ledger = checked_ledger(setup, capacity, inner_dtype) if like is None else like.ledger
+    return Training(resolved, setup, framework, ledger, common)
+
+
+def setup_of(scenario: Scenario, common: Common, framework: Framework) -> TrainSetup:
+    """Everything that a step of a scenario depends on.
+
+    Raises
+    ------
+    InputError
+        As :func:`build_training`.
+    """
+    section, model = scenario.training, common.model
     plan = train_plan(scenario.plan, scenario.cluster)
     check_plan(plan, model, scenario.cluster.num_devices)
     microbatches = _microbatches(scenario, plan)
@@ -97,15 +154,10 @@ def build_training(resolved: Resolved, like: Training | None = None) -> Training
     schedule = schedules.build(order.policy, order.params, field="training.schedule")
     geometry = Geometry(plan.pp, microbatches, plan.vpp)
     check_schedule(schedule, geometry, field="training.schedule")
-    shares, warnings = (
-        _shares(scenario, model, plan) if like is None else (like.setup.work.shares, like.warnings)
-    )
-    framework = load_framework(section.framework)
-    dtypes = scenario.dtypes.of_model()
-    work = _work(scenario, model, plan, dtypes, shares, framework)
-    setup = TrainSetup(
+    work = common.work(scenario, plan, framework)
+    return TrainSetup(
         work=work,
-        layout=_layout(scenario, work, num_parts(schedule, geometry)),
+        layout=_layout(scenario, common, work, num_parts(schedule, geometry)),
         schedule=schedule,
         num_microbatches=microbatches,
         recompute=recompute_of(section),
@@ -120,10 +172,6 @@ def build_training(resolved: Resolved, like: Training | None = None) -> Training
         overlap_gather=section.overlap_parameter_gather,
         mtp=section.mtp,
     )
-    device = scenario.cluster.node.device
-    capacity = device.main_memory.capacity_bytes
-    ledger = checked_ledger(setup, capacity, section.kept_inner_dtype) if like is None else like.ledger
-    return Training(resolved, setup, framework, ledger, warnings)
 
 
 def train_plan(section: PlanSection, cluster: Cluster) -> TrainPlan:
@@ -182,49 +230,11 @@ def _microbatches(scenario: Scenario, plan: TrainPlan) -> int:
     return section.global_batch_size // each
 
 
-def _shares(scenario: Scenario, model: ModelSpec, plan: TrainPlan) -> tuple[Shares, tuple[str, ...]]:
-    """Shares of the experts in every draw of routing, ``(draw, layer, expert)``, and what to know of them.
-
-    The experts of a group serve the sequences of all its ranks at once: a draw is the sum of as many windows
-    of the traffic.
-    """
-    layers = len(model.moe_layers)
-    routing = scenario.routing
-    if (routing is None) != (model.num_experts == 0):
-        need = "a dense model has no routing" if model.num_experts == 0 else "missing (the model has experts)"
-        raise InputError([Problem("routing", need)])
-    if routing is None or routing.generator == BALANCED:
-        return balanced(layers, max(model.num_experts, 1)), ()
-    # nothing is placed by what it has seen: both halves of the traffic are routing of microbatches
-    traffic = load_traffic(routing, model, WINDOW_TOKENS * routing.num_batches // 2, scenario.seed)
-    windows = np.array([w for trace in (traffic.fit, traffic.held_out) for w in _windows(trace)])
-    rng = rng_for(scenario.seed, "training/windows")
-    drawn = rng.integers(len(windows), size=(routing.num_batches, _sequences(scenario, plan)))
-    return shares_of(windows[drawn].sum(axis=1)), traffic.warnings
-
-
-def _sequences(scenario: Scenario, plan: TrainPlan) -> int:
-    """Sequences whose tokens meet in an expert-parallel group's microbatch. [-]"""
-    each = scenario.training.micro_batch_size / (plan.tp * plan.cp)
-    return max(1, round(plan.ep * plan.etp * each))
-
-
-def _windows(trace: RoutingTrace) -> list[NDArray[np.int64]]:
-    """Token copies of each expert in consecutive windows of a trace, ``(layer, expert)`` each."""
-    draws = max(1, trace.num_tokens // WINDOW_TOKENS)
-    size = trace.num_tokens // draws
-    return [trace.window(i * size, (i + 1) * size).counts() for i in range(draws)]
-
-
 def _work(
-    scenario: Scenario,
-    model: ModelSpec,
-    plan: TrainPlan,
-    dtypes: Dtypes,
-    shares: Shares,
-    framework: Framework,
+    scenario: Scenario, model: ModelSpec, plan: TrainPlan, windows: Windows, framework: Framework
 ) -> LayerWork:
-    section, cluster = scenario.training, scenario.cluster
+    section, cluster, dtypes = scenario.training, scenario.cluster, scenario.dtypes.of_model()
+    shares = shares_under(windows, scenario, model, plan)
     batch = TrainBatch(section.micro_batch_size, section.sequence_length)
     fabric = _fabric(scenario, model, plan)
     narrow = bytes_per_element(dtypes.experts) < bytes_per_element(dtypes.activations)
@@ -267,13 +277,11 @@ def _fabric(scenario: Scenario, model: ModelSpec, plan: TrainPlan) -> Fabric:
     )
 
 
-def _layout(scenario: Scenario, work: LayerWork, parts: int) -> Layout:
+def _layout(scenario: Scenario, common: Common, work: LayerWork, parts: int) -> Layout:
     """Layers of each part: as given, equal in number, or as equal in forward work as can be."""
-    model, sizes = work.model, scenario.plan.layers
+    num_layers, sizes = work.model.num_layers, scenario.plan.layers
     if sizes is not None:
-        return given(sizes, model.num_layers, parts)
+        return given(sizes, num_layers, parts)
     if parts == 1 or scenario.training.layout == "even":
-        return even(model.num_layers, parts)
-    weights = [forward_s(work.layer(index)) for index in range(model.num_layers)]
-    last = forward_s(work.head()) + (forward_s(work.mtp()) if scenario.training.mtp else 0.0)
-    return weighted(weights, parts, first=forward_s(work.embedding()), last=last)
+        return even(num_layers, parts)
+    return common.layout(scenario, work, parts)

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from moesim.errors import InputError
 from moesim.memory.ledger import Ledger
 from moesim.parallel.train_plan import TrainPlan
+from moesim.scenario.schema import Scenario
 from moesim.training.layout import even
-from moesim.training.memory import Demand, demand_of
+from moesim.training.memory import Demand, demand_of, train_ledger
 from moesim.training.memory_remedy import check
 from moesim.training.schedules.base import Geometry, num_parts
 from moesim.training.schedules.base import check as check_schedule
@@ -39,6 +40,17 @@ def checked_ledger(setup: TrainSetup, capacity_bytes: float, inner_dtype: str = 
         return _demand(setup, plan, even(setup.model.num_layers, parts), worst, inner_dtype)
 
     return check(demand, capacity_bytes=capacity_bytes, reshaped=reshaped)
+
+
+def ledger_of(setup: TrainSetup, capacity_bytes: float, inner_dtype: str = "") -> Ledger:
+    """As :func:`checked_ledger`, whether it fits or not."""
+    demand = _demand(setup, setup.work.plan, setup.layout, _overload(setup), inner_dtype)
+    return train_ledger(demand, capacity_bytes=capacity_bytes)
+
+
+def memory_of(scenario: Scenario) -> tuple[float, str]:
+    """Capacity of a device, and the format in which inputs of activation functions are kept. [bytes]"""
+    return scenario.cluster.node.device.main_memory.capacity_bytes, scenario.training.kept_inner_dtype
 
 
 def memory_view(ledger: Ledger, stage_size: int) -> dict[str, Any]:
@@ -86,6 +98,7 @@ def _overload(setup: TrainSetup) -> NDArray[np.float64]:
     """Token copies of the fullest expert rank of each stage over the mean, over its layers, ``(stage,)``."""
     work, geometry, schedule = setup.work, setup.geometry, setup.schedule
     found = np.ones(geometry.num_stages)
+    row_of = {layer: row for row, layer in enumerate(setup.model.moe_layers)}
     for stage in range(geometry.num_stages):
         parts = {schedule.part_of(stage, chunk, geometry) for chunk in range(geometry.num_chunks)}
         rows: NDArray[np.float64] | float = 0.0
@@ -93,8 +106,7 @@ def _overload(setup: TrainSetup) -> NDArray[np.float64]:
             for layer in setup.layout[part]:
                 moe = setup.model.layers[layer].moe
                 if moe is not None:
-                    row = setup.model.moe_layers.index(layer)
-                    rows = rows + work.load(moe).load.rows[:, row]
+                    rows = rows + work.load(moe).load.rows[:, row_of[layer]]
         if isinstance(rows, np.ndarray):
             found[stage] = float((rows.max(axis=-1) / rows.mean(axis=-1)).max())
     return found

@@ -206,18 +206,28 @@ def in_flight(
     A microbatch lives from the start of its forward to the end of its backward, so the forward of a pair
     meets the activations of the backward beside it.
     """
+    moments = _moments(schedule, geometry, until)
+    if weights is None:
+        weights = np.ones((geometry.num_stages, geometry.num_chunks))
+    return np.array(
+        [alive[np.argmax(alive @ own)] for alive, own in zip(moments, np.asarray(weights), strict=True)]
+    )
+
+
+@lru_cache(maxsize=256)
+def _moments(schedule: Schedule, geometry: Geometry, until: Pass) -> tuple[NDArray[np.int64], ...]:
+    """What is alive on each stage after its forwards, ``(moment, chunk)``, equal moments once."""
     check(schedule, geometry)
-    shape = (geometry.num_stages, geometry.num_chunks)
-    weights = np.ones(shape) if weights is None else np.asarray(weights, dtype=np.float64)
-    most = np.zeros(shape, dtype=np.int64)
-    for stage, tasks in enumerate(schedule.orders(geometry)):
-        alive = np.zeros(shape[1], dtype=np.int64)
+    found = []
+    for tasks in schedule.orders(geometry):
+        alive = [0] * geometry.num_chunks
+        seen = {tuple(alive): None}
         for task in tasks:
             if task.forward is not None:
                 alive[task.forward[1]] += 1
-                if alive @ weights[stage] > most[stage] @ weights[stage]:
-                    most[stage] = alive
+                seen[tuple(alive)] = None
             ended = task.backward if until is Pass.INPUT_GRADIENT else task.weights
             if ended is not None:
                 alive[ended[1]] -= 1
-    return most
+        found.append(np.array(list(seen), dtype=np.int64))
+    return tuple(found)

@@ -7,7 +7,7 @@ asking for. The same question has the same answer, however many processes work o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +22,10 @@ from moesim.parallel.train_plan import TrainPlan, check
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import Geometry, schedules
 from moesim.units import fmt_bytes
+
+DEGREES = ("tp", "cp", "dp", "pp", "vpp", "ep", "etp")
+
+Progress: TypeAlias = Callable[[str, int], None]
 
 BATCH = 64
 """Candidates that are timed between two looks at the best; not a matter of how many processes there are."""
@@ -55,6 +59,12 @@ class Candidate:
     def geometry(self) -> Geometry:
         """Its pipeline."""
         return Geometry(self.plan.pp, self.num_microbatches, self.plan.vpp)
+
+    @property
+    def group(self) -> tuple[int, ...]:
+        """What the work of one group of ranks depends on."""
+        plan = self.plan
+        return (plan.tp, plan.cp, plan.ep, plan.etp, self.micro_batch)
 
 
 class Estimator(Protocol):
@@ -114,6 +124,18 @@ class Found:
     peak_bytes: float
     seconds: float
 
+    def row(self) -> dict[str, Any]:
+        """As a row of a table."""
+        chosen = self.candidate
+        return {name: getattr(chosen.plan, name) for name in DEGREES} | {
+            "micro_batch": chosen.micro_batch,
+            "num_microbatches": chosen.num_microbatches,
+            "schedule": chosen.schedule,
+            "recompute": str(chosen.recompute),
+            "peak_bytes": self.peak_bytes,
+            "step_s": self.seconds,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
@@ -137,19 +159,7 @@ class Tuned:
 
     def rows(self) -> list[dict[str, Any]]:
         """The best as a table."""
-        names = ("tp", "cp", "dp", "pp", "vpp", "ep", "etp")
-        return [
-            {name: getattr(found.candidate.plan, name) for name in names}
-            | {
-                "micro_batch": found.candidate.micro_batch,
-                "num_microbatches": found.candidate.num_microbatches,
-                "schedule": found.candidate.schedule,
-                "recompute": str(found.candidate.recompute),
-                "peak_bytes": found.peak_bytes,
-                "step_s": found.seconds,
-            }
-            for found in self.best
-        ]
+        return [found.row() for found in self.best]
 
 
 def search(
@@ -160,6 +170,7 @@ def search(
     capacity_bytes: float,
     keep: int = 10,
     jobs: int = 1,
+    progress: Progress | None = None,
 ) -> Tuned:
     """Fastest plans of a space that fit.
 
@@ -180,6 +191,8 @@ def search(
         How many of the best are wanted.
     jobs : int, default 1
         Processes.
+    progress : callable, optional
+        Told what is done (``sized`` or ``timed``) and how many plans that was.
 
     Raises
     ------
@@ -195,8 +208,9 @@ def search(
         raise InputError.at(
             "space", f"{num_plans} combinations", f"some that make up a plan: {_told(left_out)}"
         )
-    with _mapper(estimator, jobs) as mapped:
-        sized = mapped(partial(_size, recompute=space.recompute, capacity_bytes=capacity_bytes), shapes)
+    with _mapper(estimator, jobs, progress) as mapped:
+        size = partial(_size, recompute=space.recompute, capacity_bytes=capacity_bytes)
+        sized = mapped("sized", size, shapes)
         left_out.update(result for result in sized if isinstance(result, str))
         fits = [result for result in sized if not isinstance(result, str) and result.fits]
         too_large = [result for result in sized if not isinstance(result, str) and not result.fits]
@@ -212,7 +226,7 @@ def search(
                 left_out["cannot be among the best"] += len(order) - first
                 break
             num_timed += len(batch)
-            times = mapped(_time, [fits[i].candidate for i in batch])
+            times = mapped("timed", _time, [fits[i].candidate for i in batch])
             left_out.update(time for time in times if isinstance(time, str))
             found += [(time, i) for time, i in zip(times, batch, strict=True) if not isinstance(time, str)]
             found.sort()
@@ -223,9 +237,12 @@ def search(
 def _shapes(space: Space, model: Splittable, left_out: Counter[str]) -> Iterator[Candidate]:
     """Combinations that make up a plan, with the lightest recomputation; why others do not is counted."""
     orders = {name: schedules.build(name) for name in space.schedules}
-    degrees = product(space.tp, space.cp, space.pp, space.vpp, space.ep, space.etp)
-    for tp, cp, pp, vpp, ep, etp in degrees:
-        of_plan = len(space.micro_batch) * len(space.schedules)
+    of_plan = len(space.schedules)
+    degrees = product(space.tp, space.cp, space.ep, space.etp, space.micro_batch, space.pp, space.vpp)
+    for tp, cp, ep, etp, micro_batch, pp, vpp in degrees:
+        if pp == 1 and vpp > 1:
+            left_out["one stage needs no chunks"] += of_plan
+            continue
         dp, rest = divmod(space.num_devices, tp * cp * pp)
         if rest or not dp:
             left_out["tp * cp * pp does not divide the devices"] += of_plan
@@ -236,12 +253,13 @@ def _shapes(space: Space, model: Splittable, left_out: Counter[str]) -> Iterator
         except InputError as error:
             left_out[f"{error.problems[0].field} does not divide or is too large"] += of_plan
             continue
-        for micro_batch, name in product(space.micro_batch, orders):
-            count, rest = divmod(space.global_batch, dp * micro_batch)
+        count, rest = divmod(space.global_batch, dp * micro_batch)
+        if rest or not count:
+            left_out["dp * micro_batch does not divide the global batch"] += of_plan
+            continue
+        for name, order in orders.items():
             candidate = Candidate(plan, micro_batch, count, name, space.recompute[0])
-            if rest or not count:
-                left_out["dp * micro_batch does not divide the global batch"] += 1
-            elif orders[name].problems(candidate.geometry):
+            if order.problems(candidate.geometry):
                 left_out[f"schedule {name} cannot run so many stages, chunks and microbatches"] += 1
             else:
                 yield candidate
@@ -305,28 +323,53 @@ def _none_fits(too_large: Sequence[_Sized], capacity_bytes: float, left_out: Cou
     return f"none of {len(too_large)} plans fits: {need} ({which}); {remedy}"
 
 
-Mapped: TypeAlias = Callable[[Callable[..., Any], Iterable[Candidate]], list[Any]]
+Mapped: TypeAlias = Callable[[str, Callable[..., Any], Sequence[Candidate]], list[Any]]
 _installed: list[Estimator] = []
 
 
 @contextmanager
-def _mapper(estimator: Estimator, jobs: int) -> Iterator[Mapped]:
-    """Calls work on every candidate, in this process or in ``jobs`` others; results in the given order."""
+def _mapper(estimator: Estimator, jobs: int, progress: Progress | None) -> Iterator[Mapped]:
+    """Calls work on every candidate, in this process or in ``jobs`` others; results in the given order.
+
+    Candidates with equal groups of ranks go to one process together, for they share most of their work.
+    """
+    tell = progress or (lambda what, count: None)
     if jobs <= 1:
-        yield lambda work, candidates: [work(estimator, candidate) for candidate in candidates]
+
+        def alone(what: str, work: Callable[..., Any], candidates: Sequence[Candidate]) -> list[Any]:
+            results = []
+            for candidate in candidates:
+                results.append(work(estimator, candidate))
+                tell(what, 1)
+            return results
+
+        yield alone
         return
     # spawned, not forked: the same state on every platform
     pool = ProcessPoolExecutor(
         jobs, mp_context=get_context("spawn"), initializer=_install, initargs=(estimator,)
     )
+
+    def mapped(what: str, work: Callable[..., Any], candidates: Sequence[Candidate]) -> list[Any]:
+        kin: dict[tuple[int, ...], list[int]] = {}
+        for index, candidate in enumerate(candidates):
+            kin.setdefault(candidate.group, []).append(index)
+        results: list[Any] = [None] * len(candidates)
+        groups = [[candidates[index] for index in own] for own in kin.values()]
+        for own, found in zip(kin.values(), pool.map(partial(_call, work), groups), strict=True):
+            for index, result in zip(own, found, strict=True):
+                results[index] = result
+            tell(what, len(own))
+        return results
+
     with pool:
-        yield lambda work, candidates: list(pool.map(partial(_call, work), candidates, chunksize=4))
+        yield mapped
 
 
 def _install(estimator: Estimator) -> None:
     _installed.append(estimator)
 
 
-def _call(work: Callable[..., Any], candidate: Candidate) -> Any:
+def _call(work: Callable[..., Any], candidates: Sequence[Candidate]) -> list[Any]:
     """Work with the estimator of this process."""
-    return work(_installed[-1], candidate)
+    return [work(_installed[-1], candidate) for candidate in candidates]
