@@ -46,6 +46,11 @@ def _data(found: Commanded, version: str) -> dict[str, Any]:
         "chunked_prefill": command.chunked_prefill,
         "prefix_caching": command.prefix_caching,
         "draft_tokens": command.draft_tokens,
+        "acceptance": None if command.draft_tokens is None else deployment.profile.speculation.acceptance,
+        "async_scheduling": command.async_scheduling,
+        "all_to_all": command.all_to_all,
+        "overlap_decode_tokens": command.overlap_decode_tokens,
+        "overlap_prefill_tokens": command.overlap_prefill_tokens,
     }
     data: dict[str, Any] = {
         "schema_version": 1,
@@ -66,6 +71,8 @@ def _data(found: Commanded, version: str) -> dict[str, Any]:
         "serving": {"instances": found.num_instances},
         "workload": dict(WORKLOAD),
     }
+    if deployment.overlap is not None:
+        data["overlap"] = {"policy": command.overlap}
     if deployment.model.num_experts:
-        data["routing"] = {"generator": deployment.generator}
+        data["routing"] = {"generator": deployment.generator.name}
     return data

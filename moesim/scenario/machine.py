@@ -50,13 +50,17 @@ def machine_of(
             device, load_profile(engine.name, engine.version or NEWEST, where="engine").kernels
         )
     section = network or NetworkSection()
-    given = section.model_dump(exclude={"background"})
-    communication = Communication(**given | {"deduplicate": deduplication_of(section)})
-    fabric = Fabric.of(cluster, num_ranks, communication, faults)
+    fabric = Fabric.of(cluster, num_ranks, communication_of(section), faults)
     if not section.background:
         return Machine(cost, fabric)
     links = LinkPool.of(cluster, fabric)
     return Machine(cost, fabric, links, background_of(section.background, links, num_ranks))
+
+
+def communication_of(section: NetworkSection) -> Communication:
+    """Algorithms that a section names."""
+    given = section.model_dump(exclude={"background"})
+    return Communication(**given | {"deduplicate": deduplication_of(section)})
 
 
 def deduplication_of(section: NetworkSection) -> Deduplication:

@@ -14,8 +14,9 @@ from moesim.metrics.breakdown import Share
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.result import Metric, Result, Sensitivity
 from moesim.scenario.serve_changes import changes_of
-from moesim.scenario.serving import Pool, Serving, build_serving
+from moesim.scenario.serving import Serving, build_serving
 from moesim.scenario.serving_experts import expert_numbers, expert_view
+from moesim.scenario.serving_pools import Pool
 from moesim.scenario.views import inputs_of, sources_of_cluster
 from moesim.serving.measures import Measures
 from moesim.serving.memo import Memo, MemoError
@@ -126,6 +127,7 @@ def _costs(
         "energy_per_million_tokens_j": (watts / outputs * MILLION, "j"),
     }
     price = built.scenario.serving.usd_per_device_hour
+    price = device.price_per_hour_usd if price is None else price
     if price is not None:
         usd = built.num_devices * price / SECONDS_PER_HOUR / outputs * MILLION
         costs["cost_per_million_tokens_usd"] = usd, "usd"

@@ -8,7 +8,8 @@ from dataclasses import replace
 from moesim.errors import MoesimError
 from moesim.scenario.result import Sensitivity
 from moesim.scenario.sensitivity import knobs_of, scaled
-from moesim.scenario.serving import Pool, Serving
+from moesim.scenario.serving import Serving
+from moesim.scenario.serving_pools import Pool
 from moesim.serving.summary import latencies
 
 METRIC = "mean_e2e_latency_s"

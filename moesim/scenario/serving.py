@@ -5,59 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from moesim.errors import InfeasibleError, InputError, Problem
 from moesim.files import find
 from moesim.memory.ledger import Occupancy, ledger
-from moesim.model import from_hf
-from moesim.parallel.plan import Plan
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
 from moesim.scenario.serving_experts import ServedExperts, served_experts
+from moesim.scenario.serving_pools import Pool, pools_of
 from moesim.scenario.serving_schema import LengthSection
-from moesim.serving.deployment import ROUTING, Deployment
-from moesim.serving.engine import Engine
+from moesim.serving.deployment import Deployment
 from moesim.serving.expert_steps import ExpertsOf
-from moesim.serving.instances import engine_of, iterations_of
+from moesim.serving.instances import iterations_of
 from moesim.serving.iterations import Iterations
 from moesim.serving.policies import (
     Lengths,
     arrival_processes,
-    batching_policies,
     length_distributions,
     routers,
 )
-from moesim.serving.profiles import NEWEST, Profile, load_profile
+from moesim.serving.profiles import Profile
 from moesim.serving.requests import closed_loop, open_loop, read_requests, with_prefixes, with_turns
-from moesim.serving.service import Change, InstanceSpec, Role, Service, Transfer
+from moesim.serving.service import Change, InstanceSpec, Service, Transfer
 from moesim.serving.workload import Workload
 
 WEIGHTS = ("attention and dense weights", "embedding and head", "routed experts")
 """Parts of the memory ledger that a new instance has to load."""
-PAIRS = {"chunked_prefill", "reserve_whole"}
-"""Fields of the engine section that replace one of the profile under the same name."""
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Instances of one role.
-
-    Attributes
-    ----------
-    role : str
-    count : int
-        Instances that are there from the start, or will be added.
-    deployment : Deployment
-    engine : Engine
-    """
-
-    role: Role
-    count: int
-    deployment: Deployment
-    engine: Engine
 
 
 @dataclass(frozen=True)
@@ -197,103 +172,15 @@ def build_serving(resolved: Resolved) -> Serving:
         The weights do not fit, or the instances need more devices than there are.
     """
     scenario = resolved.scenario
-    section = scenario.serving
-    warnings: list[str] = []
-    profile = _profile(scenario, warnings)
-    generator = ROUTING
-    if scenario.routing is not None and scenario.routing.generator is not None:
-        generator = scenario.routing.generator
-    if (section.prefill is None) != (section.decode is None):
-        raise InputError([Problem("serving", "prefill and decode pools need each other; one is missing")])
-    model = from_hf(resolved.tree.sub("model"), resolved.model_name)
-    dtypes = scenario.dtypes.of_model()
-    wanted: list[tuple[Role, int, dict[str, Any] | None]] = [("both", section.instances, None)]
-    if section.prefill is not None and section.decode is not None:
-        if section.instances != 1:
-            raise InputError.at("serving.instances", section.instances, "absent beside prefill and decode")
-        wanted = [
-            ("prefill", section.prefill.instances, section.prefill.plan),
-            ("decode", section.decode.instances, section.decode.plan),
-        ]
-    pools = []
-    for role, count, own_plan in wanted:
-        deployment = Deployment(
-            model,
-            _plan(scenario, own_plan, f"serving.{role}.plan"),
-            dtypes,
-            scenario.cluster,
-            profile,
-            max_num_batched_tokens=scenario.engine.max_num_batched_tokens,
-            max_num_seqs=scenario.engine.max_num_seqs,
-            generator=generator,
-            redundant_experts=scenario.placement.redundant_experts if model.num_experts else 0,
-        )
-        pools.append(Pool(role, count, deployment, engine_of(deployment, _changes(scenario, deployment))))
+    profile, pools, warnings = pools_of(resolved)
     workload = _workload(scenario)
     experts, told = served_experts(scenario, pools[0].deployment, workload.num_requests)
-    serving = Serving(resolved, profile, tuple(pools), workload, (*warnings, *told), experts)
+    serving = Serving(resolved, profile, pools, workload, (*warnings, *told), experts)
     if serving.num_devices > scenario.cluster.num_devices:
         have = scenario.cluster.num_devices
         message = f"the instances need {serving.num_devices} devices, the cluster has {have}"
         raise InfeasibleError(message)
     return serving
-
-
-def _plan(scenario: Scenario, own: dict[str, Any] | None, field: str) -> Plan:
-    values = scenario.plan
-    if own is not None:
-        unknown = [key for key in own if key not in type(values).model_fields]
-        if unknown:
-            accepted = f"fields of plan: {', '.join(type(values).model_fields)}"
-            msg = f"{field}.{unknown[0]}"
-            raise InputError.at(msg, own[unknown[0]], accepted)
-        values = type(values)(**own)
-    return Plan.of(values.tp, values.pp, values.attention_dp, values.ep, values.moe_tp)
-
-
-def _profile(scenario: Scenario, warnings: list[str]) -> Profile:
-    section = scenario.engine
-    profile = load_profile(section.name, section.version or NEWEST, where="engine")
-    if not profile.is_exact:
-        asked = f"version {section.version!r}" if section.version else "newest version, as none is named,"
-        warnings.append(
-            f"{asked} of {profile.engine}: the family from {profile.family} answers, bands widened"
-        )
-    changes: dict[str, object] = {}
-    for name in ("memory_fraction", "block_tokens", *sorted(PAIRS)):
-        value = getattr(section, name)
-        if value is not None:
-            changes[name] = value
-    if section.draft_tokens is not None or section.acceptance is not None:
-        known = profile.speculation
-        drafts = known.draft_tokens if section.draft_tokens is None else section.draft_tokens
-        acceptance = known.acceptance if section.acceptance is None else section.acceptance
-        changes["speculation"] = known.model_copy(
-            update={"draft_tokens": drafts, "draft_tokens_attention_dp": drafts, "acceptance": acceptance}
-        )
-    return profile.model_copy(update=changes)
-
-
-def _changes(scenario: Scenario, deployment: Deployment) -> dict[str, Any]:
-    """Fields of the engine that the scenario sets."""
-    section = scenario.engine
-    changes: dict[str, Any] = {"prefix_caching": section.prefix_caching, "preemption": section.preemption}
-    if section.num_gpu_blocks is not None:
-        changes["num_blocks"] = section.num_gpu_blocks
-    if section.batching is not None:
-        changes["batching"] = batching_policies.build(section.batching, field="engine.batching")
-    if section.preemption == "swap":
-        tokens = section.block_tokens or deployment.profile.block_tokens
-        link = scenario.cluster.node.host.pcie
-        if link is None:
-            raise InputError.at("engine.preemption", "swap", "recompute: the node describes no host.pcie")
-        held = tokens * deployment.cache_bytes_per_token()
-        changes["swap_s_per_block"] = held / link.bandwidth_bytes_per_s
-    budget, most = deployment.token_budget, deployment.sequence_limit
-    if most > budget:
-        accepted = f"at most max_num_batched_tokens = {budget}: every sequence needs a token of an iteration"
-        raise InputError.at("engine.max_num_seqs", most, accepted)
-    return changes
 
 
 def _lengths(given: int | LengthSection, field: str) -> Lengths:

@@ -76,6 +76,20 @@ class EngineSection(_Strict):
     chunked_prefill: bool | None = Field(None, description="whether a prompt may be cut")
     batching: str | None = Field(None, description="registered batching policy")
     prefix_caching: bool = Field(True, description="keep and reuse starts of prompts")
+    async_scheduling: bool | None = Field(
+        None, description="whether the host prepares an iteration beside the one before"
+    )
+    all_to_all: bool | None = Field(
+        None,
+        description="whether tokens go to their experts only; otherwise every rank gathers all. Default: the "
+        "engine's, which depends on the ranks",
+    )
+    overlap_decode_tokens: int | None = Field(
+        None, ge=2, description="tokens of every rank from which overlap cuts an iteration of decodes"
+    )
+    overlap_prefill_tokens: int | None = Field(
+        None, ge=2, description="the same of an iteration with prompts"
+    )
     preemption: Literal["recompute", "swap"] = "recompute"
     reserve_whole: bool | None = Field(None, description="start a request only when its last token fits")
     draft_tokens: int | None = Field(None, ge=0, description="speculative tokens of a step (MTP)")
@@ -146,4 +160,6 @@ class ServingSection(_Strict):
     slo: SloSection = SloSection()
     step_times: Literal["memo", "exact"] = "memo"
     band_runs: int = Field(8, ge=2, le=256, description="runs with drawn errors of step times behind bands")
-    usd_per_device_hour: float | None = Field(None, ge=0)
+    usd_per_device_hour: float | None = Field(
+        None, ge=0, description="price of a device; default: of its profile, where that has one"
+    )

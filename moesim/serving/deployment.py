@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,21 +13,23 @@ from moesim.errors import InfeasibleError, InputError, Problem
 from moesim.hardware.schema import Cluster
 from moesim.memory.ledger import Occupancy, ledger
 from moesim.model import Dtypes, ModelSpec
-from moesim.network.fabric import Fabric
+from moesim.network.fabric import Communication, Fabric
+from moesim.network.faults import Faults
 from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
 from moesim.serving.engine_cost import engine_cost
+from moesim.serving.expert_draws import Generator
+from moesim.serving.overlapped import layers_s
 from moesim.serving.profiles import Profile
-from moesim.serving.step_costs import StepCosts, Term
+from moesim.serving.step_costs import COMBINE, DISPATCH, EXPERTS, StepCosts, Term, total
 from moesim.serving.step_times import StepShape
 from moesim.serving.tabulated import ExactParts, Parts, TabulatedParts
+from moesim.steps.overlap import Overlap
 from moesim.units import GB
 
 Floats = NDArray[np.float64]
 
 PROBE_TOKENS = 8192
-ROUTING = "matched"
-"""Experts are drawn with the skew of recorded traffic: uniform routing would touch more of them."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,16 @@ class Deployment:
         The engine.
     max_num_batched_tokens, max_num_seqs : int or None
         Limits of an iteration; None: the engine's defaults.
-    generator : str
-        Routing generator of the experts that tokens choose.
+    generator : Generator
+        Of the experts that tokens choose.
     redundant_experts : int
         Copies of a layer beside one of each expert, over all ranks: they take memory from the cache.
+    overlap : Overlap, optional
+        How iterations of enough tokens are cut into parts whose exchanges run beside each other's work.
+    communication : Communication, optional
+        Which algorithms move the bytes.
+    faults : Faults, optional
+        What is slow or dead of the devices and links in use.
     """
 
     model: ModelSpec
@@ -57,8 +65,11 @@ class Deployment:
     profile: Profile
     max_num_batched_tokens: int | None = None
     max_num_seqs: int | None = None
-    generator: str = ROUTING
+    generator: Generator = Generator()
     redundant_experts: int = 0
+    overlap: Overlap | None = None
+    communication: Communication | None = None
+    faults: Faults | None = None
 
     def __post_init__(self) -> None:
         slots = self.model.num_experts + self.redundant_experts
@@ -101,11 +112,17 @@ class Deployment:
             self.plan,
             self.dtypes,
             engine_cost(device, self.profile.kernels),
-            Fabric.of(self.cluster, self.plan.num_devices),
+            Fabric.of(self.cluster, self.plan.num_devices, self.communication, self.faults),
             self.profile.kernels,
             self.generator,
             self.redundant_experts,
         )
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether iterations of enough tokens are cut into parts that overlap."""
+        exchanges = self.plan.attention_dp > 1 and self.model.num_experts > 0
+        return exchanges and self.overlap is not None and self.overlap.num_batches > 1
 
     def step_times(self, tier: Literal["exact", "table"] = "table") -> DeploymentTimes:
         """Iteration times, priced one by one or from tables that are filled once."""
@@ -212,20 +229,53 @@ class DeploymentTimes:
         Ranks work side by side and meet at the experts, so the slowest counts. Where no captured graph
         covers an iteration, it takes no less than launching it.
         """
-        rows = shapes.num_decodes + shapes.num_prefills
-        own = self.parts.tokens(self._padded(shapes))
-        own = np.where(shapes.new_tokens > 0, own, 0.0)
-        own = own + self.parts.decode(shapes.num_decodes, shapes.decode_context)
-        own = own + self.parts.prefill(shapes.prefill_tokens, shapes.prefill_keys) + self.parts.head(rows)
-        device = own.max(axis=1)
+        head = self.parts.head(shapes.num_decodes + shapes.num_prefills)
+        own = self._own_s(shapes, self.parts.tokens(self._padded(shapes))) + self._attention_s(shapes) + head
+        device = self._slowest(own)
         if self.deployment.model.num_experts:
             device = device + self.parts.stage(self._padded(shapes).sum(axis=1))
+        if self.deployment.overlaps:
+            woven = self._woven_s(shapes) + self._slowest(head)
+            device = np.where(self._is_cut(shapes), woven, device)
         if self.deployment.drafts:
             decodes = shapes.num_decodes.max(axis=1)
             passes = self.deployment.drafts * self.parts.draft(np.maximum(decodes, 1.0))
             device = device + np.where(decodes > 0, passes, 0.0)
         launching_s = self.deployment.profile.host.eager_layer_s * self.deployment.model.num_layers
         return np.asarray(np.where(self._is_eager(shapes), np.maximum(device, launching_s), device))
+
+    def _own_s(self, shapes: StepShape, seconds: Floats) -> Floats:
+        """Time of ranks that have tokens, ``(sample, rank)``; others do nothing. [s]"""
+        return np.where(shapes.new_tokens > 0, seconds, 0.0)
+
+    def _attention_s(self, shapes: StepShape) -> Floats:
+        """Core of the attention of all layers, ``(sample, rank)``. [s]"""
+        decode = self.parts.decode(shapes.num_decodes, shapes.decode_context)
+        return decode + self.parts.prefill(shapes.prefill_tokens, shapes.prefill_keys)
+
+    def _slowest(self, own: Floats) -> Floats:
+        """Time until the last rank of a stage is through, ``(sample,)``. [s]"""
+        return np.asarray((own / self.deployment.costs.rank_speed).max(axis=1))
+
+    def _is_cut(self, shapes: StepShape) -> NDArray[np.bool_]:
+        """Iterations in which every rank has the tokens to overlap parts of them, ``(sample,)``."""
+        least = self.deployment.profile.overlap_from
+        fewest = shapes.new_tokens.min(axis=1)
+        prompts = (shapes.prefill_tokens > 0).any(axis=1)
+        return np.asarray(fewest >= np.where(prompts, least.prefill_tokens, least.decode_tokens))
+
+    def _woven_s(self, shapes: StepShape) -> Floats:
+        """Time of cut iterations without the head, ``(sample,)``. [s]"""
+        deployment, overlap = self.deployment, self.deployment.overlap
+        assert overlap is not None  # asked for where there is one
+        layers, routed = deployment.model.num_layers, len(deployment.model.moe_layers)
+        part = shapes.parts(overlap.num_batches)
+        tokens, attention = self._padded(part), self._attention_s(part)
+        beside = self._own_s(part, self.parts.beside_experts(tokens)) + attention * (routed / layers)
+        rest = self._own_s(part, self.parts.tokens(tokens)) + attention - beside
+        each = {label: self.parts.phase(label, tokens.sum(axis=1)) for label in (DISPATCH, EXPERTS, COMBINE)}
+        woven = layers_s(overlap, routed, self._slowest(beside), each[DISPATCH], each[EXPERTS], each[COMBINE])
+        return np.asarray(woven + overlap.num_batches * np.maximum(self._slowest(rest), 0.0))
 
     def overhead(self, shapes: StepShape) -> Floats:
         """Exposed host time of each iteration, ``(sample,)``. [s]"""
@@ -234,17 +284,30 @@ class DeploymentTimes:
         return np.asarray(host.iteration_s + host.sequence_s * rows)
 
     def terms(self, shapes: StepShape) -> tuple[Term, ...]:
-        """What decode iterations are made of, each ``(sample,)``; all ranks alike."""
+        """What decode iterations are made of, each ``(sample,)``; all ranks alike.
+
+        Of an iteration in overlapping parts, exchanges are told as far as nothing hides them.
+        """
         costs, ranks = self.deployment.costs, self.deployment.plan.attention_dp
-        tokens = self._padded(shapes).max(axis=1)
-        decodes = shapes.num_decodes.max(axis=1)
-        context = shapes.decode_context.max(axis=1)
-        return (
+        overlap = self.deployment.overlap
+        cut = self.deployment.overlaps and overlap is not None and bool(self._is_cut(shapes).all())
+        times = overlap.num_batches if cut and overlap is not None else 1
+        part = shapes.parts(times)
+        tokens = self._padded(part).max(axis=1)
+        decodes = part.num_decodes.max(axis=1)
+        context = part.decode_context.max(axis=1)
+        stage = costs.by_stage_tokens(tokens * ranks)
+        body = (
             *costs.by_tokens(tokens, graph_tokens=self.deployment.profile.graph_batches[-1]),
-            *costs.by_stage_tokens(tokens * ranks),
             *costs.decode(decodes, context, shapes.tokens_per_decode),
-            *costs.head(decodes),
+            *(term for term in stage if term.label == EXPERTS),
         )
+        moves = [term for term in stage if term.label != EXPERTS]
+        if cut:
+            exposed = np.maximum(self._woven_s(shapes) - times * total(body), 0.0)
+            moves = [replace(t, seconds=t.seconds * exposed / (times * total(moves))) for t in moves]
+        repeated = tuple(replace(term, seconds=times * term.seconds) for term in (*body, *moves))
+        return (*repeated, *costs.head(shapes.num_decodes.max(axis=1)))
 
     def _padded(self, shapes: StepShape) -> Floats:
         """New tokens of each rank, a decode batch padded to the next captured graph."""

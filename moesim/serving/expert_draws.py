@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,27 @@ Loads = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Generator:
+    """A routing generator by name, with its parameters.
+
+    Attributes
+    ----------
+    name : str
+        By default the skew of recorded traffic: uniform routing would touch more experts.
+    params : tuple of (str, value)
+    """
+
+    name: str = "matched"
+    params: tuple[tuple[str, Hashable], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, params: Mapping[str, Any]) -> Generator:
+        """Generator with parameters as a scenario gives them."""
+        fixed = {key: tuple(value) if isinstance(value, list) else value for key, value in params.items()}
+        return cls(name, tuple(sorted(fixed.items())))
+
+
+@dataclass(frozen=True)
 class ExpertDraws:
     """Routed tokens of one MoE layer under a plan.
 
@@ -33,14 +56,14 @@ class ExpertDraws:
     plan : Plan
     domain : ndarray of int, ``(rank,)``
         Scale-up domain of each rank of a stage.
-    generator : str
-        Routing generator of the bank.
+    generator : Generator
+        Of the bank.
     """
 
     moe: MoeSpec
     plan: Plan
     domain: NDArray[np.int64]
-    generator: str
+    generator: Generator
     _rows: NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -106,9 +129,9 @@ def _whole(tokens: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=32)
-def _bank(generator: str, num_experts: int, top_k: int) -> NDArray[np.int64]:
+def _bank(generator: Generator, num_experts: int, top_k: int) -> NDArray[np.int64]:
     """Experts of random tokens, ``(token, layer, choice)``."""
-    made = generators.build(generator, {}, field="routing")
+    made = generators.build(generator.name, dict(generator.params), field="routing")
     rng = rng_for(0, "serving/bank")
     trace = made.generate(BANK_TOKENS, BANK_LAYERS, num_experts, top_k, rng)
     return np.asarray(trace.expert_ids).astype(np.int64)

@@ -17,6 +17,7 @@ from moesim.serving.commands import Command
 from moesim.serving.deployment import Deployment
 from moesim.serving.machines import cluster_for
 from moesim.serving.profiles import NEWEST, Profile, load_profile
+from moesim.steps.overlap import overlap_policies
 
 LABELS = {
     "nvfp4": "nvfp4",
@@ -91,7 +92,13 @@ def commanded(command: Command, device: str, version: str = "") -> Commanded:
         profile,
         max_num_batched_tokens=command.max_num_batched_tokens,
         max_num_seqs=command.max_num_seqs,
+        overlap=overlap_policies.build(command.overlap) if command.overlap else None,
     )
+    if command.overlap and not deployment.overlaps:
+        warnings.append(
+            "overlap of two batches changes nothing here: no exchange between data-parallel attention ranks"
+        )
+        deployment = replace(deployment, overlap=None)
     warnings += [f"flag not understood, ignored: {flag}" for flag in command.unknown]
     source = command.model if Path(command.model).exists() else model.name
     return Commanded(command, deployment, source, command.data_parallel, tuple(warnings))
@@ -137,10 +144,13 @@ def _profile(command: Command, version: str, warnings: list[str]) -> Profile:
             f"{asked} of {profile.engine}: profile of the family from {profile.family}, bands widened"
         )
     changes: dict[str, object] = {}
-    for name in ("memory_fraction", "chunked_prefill", "async_scheduling", "block_tokens", "first_tokens"):
+    for name in ("memory_fraction", "chunked_prefill", "async_scheduling", "block_tokens"):
         value = getattr(command, name)
         if value is not None:
             changes[name] = value
+    changes |= profile.with_exchanges(
+        command.all_to_all, command.overlap_decode_tokens, command.overlap_prefill_tokens
+    )
     if command.draft_tokens is not None:
         acceptance = profile.speculation.acceptance or DEFAULT_ACCEPTANCE
         changes["speculation"] = profile.speculation.model_copy(

@@ -68,6 +68,7 @@ def engine_of(deployment: Deployment, changes: Mapping[str, Any]) -> Engine:
         chunked_prefill=profile.chunked_prefill,
         batching=batching_policies.build(profile.batching, {}, field="engine.batching"),
         reserve_whole=profile.reserve_whole,
+        async_scheduling=profile.async_scheduling,
         frontend_s=host.request_s,
         frontend_s_per_token=host.request_token_s,
         delivery_tokens=host.delivery_iterations * deployment.tokens_per_step,

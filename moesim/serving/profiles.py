@@ -23,6 +23,10 @@ UNKNOWN_VERSION_SIGMA = 0.12
 """Assumed: what a release or two move a step, beside what is known of the nearest family (ln)."""
 
 
+NEVER_RANKS = 2**31
+"""More ranks than any stage has."""
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -76,6 +80,19 @@ class Speculation(_Strict):
         return float(sum(self.acceptance**k for k in range(drafts + 1)))
 
 
+class OverlapFrom(_Strict):
+    """Least new tokens of every rank from which an iteration is cut into parts that overlap.
+
+    Attributes
+    ----------
+    decode_tokens, prefill_tokens : int
+        Of iterations without and with prompts. [tokens]
+    """
+
+    decode_tokens: int = Field(2, ge=2)
+    prefill_tokens: int = Field(2, ge=2)
+
+
 class Kernels(_Strict):
     """Which kernels run, as names of calibration fits.
 
@@ -127,8 +144,8 @@ class Profile(_Strict):
         Share of the device's memory that weights and cache may fill. [-]
     graph_batches : tuple of int
         Decode batches that have a captured graph; a smaller batch is padded to the next. [-]
-    first_tokens : int
-        Tokens that are made before the first is delivered (a streaming interval). [tokens]
+    overlap_from : OverlapFrom
+        From how many tokens an overlap policy cuts an iteration.
     kv_dtype : dict
         ``{weight format: cache format}``; ``*`` for the others.
     sigma, first_token_sigma : float
@@ -148,11 +165,11 @@ class Profile(_Strict):
     block_tokens: int = Field(gt=0)
     memory_fraction: float = Field(gt=0, le=1)
     graph_batches: tuple[int, ...] = Field(min_length=1)
-    first_tokens: int = Field(1, ge=1)
     kv_dtype: dict[str, str]
     kernels: Kernels
     host: Host
     speculation: Speculation = Speculation()
+    overlap_from: OverlapFrom = OverlapFrom()
     sigma: float = Field(ge=0)
     first_token_sigma: float = Field(0.4, ge=0)
 
@@ -160,6 +177,21 @@ class Profile(_Strict):
     def step_sigma(self) -> float:
         """Spread of a step: of the family, wider where only a neighbour of the version is known. [-]"""
         return self.sigma if self.is_exact else (self.sigma**2 + UNKNOWN_VERSION_SIGMA**2) ** 0.5
+
+    def with_exchanges(
+        self, all_to_all: bool | None, decode_tokens: int | None, prefill_tokens: int | None
+    ) -> dict[str, object]:
+        """Fields for other ways to exchange tokens and thresholds of their overlap; None leaves one alone."""
+        changes: dict[str, object] = {}
+        if all_to_all is not None:
+            changes["kernels"] = self.kernels.model_copy(
+                update={"all_to_all_from": 1 if all_to_all else NEVER_RANKS}
+            )
+        given = {"decode_tokens": decode_tokens, "prefill_tokens": prefill_tokens}
+        least = {name: value for name, value in given.items() if value is not None}
+        if least:
+            changes["overlap_from"] = self.overlap_from.model_copy(update=least)
+        return changes
 
     def kv_for(self, weights: str) -> str:
         """Cache format beside weights of a format."""

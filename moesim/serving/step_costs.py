@@ -40,7 +40,7 @@ from moesim.network.exchanges.base import Load, Phase, exchange
 from moesim.network.fabric import Fabric
 from moesim.network.traffic import PortTokens
 from moesim.parallel.plan import Plan
-from moesim.serving.expert_draws import ExpertDraws, with_shared
+from moesim.serving.expert_draws import ExpertDraws, Generator, with_shared
 from moesim.serving.profiles import Kernels
 
 Floats = NDArray[np.float64]
@@ -48,6 +48,8 @@ Floats = NDArray[np.float64]
 CORE = frozenset({"attention", "index_scores", "q_absorb", "v_absorb", "kv_expand", "state_update"})
 """Operations that see sequences and their caches; all others see only how many tokens are new."""
 
+EXPERTS, DISPATCH, COMBINE = "experts", "dispatch", "combine"
+"""Labels of the parts that all attention ranks have together."""
 LABELS = {
     "gemm": "projections",
     "elementwise": "norms and element-wise",
@@ -112,8 +114,8 @@ class StepCosts:
         Seconds of operations and of bytes.
     kernels : Kernels
         How the engine runs experts, exchanges and quantisation.
-    generator : str
-        Routing generator that experts are drawn from.
+    generator : Generator
+        That experts are drawn from.
     redundant_experts : int
         Copies of a layer beside one of each expert, over all ranks.
     """
@@ -124,7 +126,7 @@ class StepCosts:
     cost: KernelCost
     fabric: Fabric
     kernels: Kernels
-    generator: str = "matched"
+    generator: Generator = Generator()
     redundant_experts: int = 0
 
     def by_tokens(self, tokens: Floats, *, graph_tokens: int) -> tuple[Term, ...]:
@@ -140,22 +142,19 @@ class StepCosts:
         terms = Terms(len(tokens))
         self._add(terms, "embedding", embedding_ops(self.model, tokens, self.dtypes), 1)
         for layer, count in self._kinds:
-            segment = Segment.decode(tokens, np.zeros_like(tokens))
-            mixing = attention_ops(layer, self.model.hidden_size, [segment], self._sharding)
-            self._add(terms, "attention projections", [o for o in mixing if o.name not in CORE], count)
-            if layer.moe is not None:
-                self._around_experts(terms, layer.moe, tokens, graph_tokens, count)
-                continue
-            self._collective(terms, "all_reduce", tokens, count)
-            if isinstance(layer.ffn, DenseFfn):
-                norm = norm_op("ffn_norm", self.model.hidden_size, tokens, self.dtypes)
-                work = dense_ffn_ops(layer.ffn, self.model.hidden_size, tokens, self._sharding)
-                self._add(terms, "dense ffn", [norm, *work], count)
-                self._collective(terms, "all_reduce", tokens, count)
+            self._layer(terms, layer, tokens, graph_tokens, count)
         if self.plan.pp > 1:
             pair = np.array([self._stage[0], self.plan.stage_ranks(1)[0]])
             moved = send(tokens * self._token_bytes, pair, self.fabric)
             terms.add("between stages", moved, self.plan.pp - 1)
+        return terms.items()
+
+    def beside_experts(self, tokens: Floats, *, graph_tokens: int) -> tuple[Term, ...]:
+        """What of :meth:`by_tokens` lies in the layers that have experts."""
+        terms = Terms(len(tokens))
+        for layer, count in self._kinds:
+            if layer.moe is not None:
+                self._layer(terms, layer, tokens, graph_tokens, count)
         return terms.items()
 
     def by_stage_tokens(self, tokens: Floats) -> tuple[Term, ...]:
@@ -170,7 +169,7 @@ class StepCosts:
         for layer, count in self._kinds:
             if layer.moe is None:
                 continue
-            terms.add("experts", self._experts(layer.moe, tokens), count)
+            terms.add(EXPERTS, self._experts(layer.moe, tokens), count)
             if self.plan.attention_dp > 1:
                 for phase in ("dispatch", "combine"):
                     terms.add(phase, self._exchange(layer.moe, tokens, phase), count)
@@ -203,6 +202,21 @@ class StepCosts:
             self.head(tokens),
         )
         return tuple(replace(t, label="draft") for part in parts for t in part)
+
+    def _layer(self, terms: Terms, layer: LayerSpec, tokens: Floats, graph_tokens: int, count: int) -> None:
+        """A layer without its experts, its exchanges and the core of its attention."""
+        segment = Segment.decode(tokens, np.zeros_like(tokens))
+        mixing = attention_ops(layer, self.model.hidden_size, [segment], self._sharding)
+        self._add(terms, "attention projections", [o for o in mixing if o.name not in CORE], count)
+        if layer.moe is not None:
+            self._around_experts(terms, layer.moe, tokens, graph_tokens, count)
+            return
+        self._collective(terms, "all_reduce", tokens, count)
+        if isinstance(layer.ffn, DenseFfn):
+            norm = norm_op("ffn_norm", self.model.hidden_size, tokens, self.dtypes)
+            work = dense_ffn_ops(layer.ffn, self.model.hidden_size, tokens, self._sharding)
+            self._add(terms, "dense ffn", [norm, *work], count)
+            self._collective(terms, "all_reduce", tokens, count)
 
     @cached_property
     def _kinds(self) -> list[tuple[LayerSpec, int]]:
@@ -289,8 +303,19 @@ class StepCosts:
         if self._fuses(moe):
             load = with_shared(load, tokens)
         estimate = self.cost.experts(self._expert_op(moe), load)
-        seconds = np.asarray(estimate.seconds).max(axis=1).mean(axis=0)
+        seconds = (np.asarray(estimate.seconds) / self._expert_speed[:, None]).max(axis=1).mean(axis=0)
         return replace(estimate, seconds=np.where(tokens > 0, seconds, 0.0))
+
+    @cached_property
+    def rank_speed(self) -> Floats:
+        """Speed of the slowest device of each attention group of a stage, ``(group,)``. [-]"""
+        return np.asarray(self.fabric.device_speed[self._stage].reshape(-1, self.plan.tp).min(axis=1))
+
+    @cached_property
+    def _expert_speed(self) -> Floats:
+        """The same of each expert-parallel rank, ``(rank,)``. [-]"""
+        speed = self.fabric.device_speed[self._stage]
+        return np.asarray(speed.reshape(self.plan.ep, -1).min(axis=1))
 
     def _expert_op(self, moe: MoeSpec) -> GroupedExperts:
         slots = (moe.num_experts + self.redundant_experts) // self.plan.ep + self._fuses(moe)

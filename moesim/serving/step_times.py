@@ -107,6 +107,10 @@ class StepShape:
         """The same iterations on some of the ranks."""
         return self._from([array[:, ranks] for array in self.arrays()], self.tokens_per_decode)
 
+    def parts(self, count: int) -> StepShape:
+        """One of ``count`` equal parts of every iteration: pieces of prompts are cut, chunk by chunk."""
+        return self._from([array / count for array in self.arrays()], self.tokens_per_decode)
+
     def arrays(self) -> list[Floats]:
         """The six quantities in the order of the fields."""
         return [getattr(self, f.name) for f in fields(self) if f.name != "tokens_per_decode"]

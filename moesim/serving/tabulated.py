@@ -9,10 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.serving.step_costs import StepCosts, total
+from moesim.serving.step_costs import COMBINE, DISPATCH, EXPERTS, StepCosts, total
 
 Floats = NDArray[np.float64]
 
+STAGE = "stage"
+"""All that attention ranks have together."""
 GROWTH = 1.13
 """Ratio of neighbouring token counts above the whole numbers that are all kept."""
 DENSE_UP_TO = 16
@@ -32,6 +34,14 @@ class Parts(Protocol):
 
     def stage(self, tokens: Floats) -> Floats:
         """Experts and exchanges for the tokens of all attention ranks. [s]"""
+        ...
+
+    def beside_experts(self, tokens: Floats) -> Floats:
+        """What of ``tokens`` lies in layers with experts. [s]"""
+        ...
+
+    def phase(self, label: str, tokens: Floats) -> Floats:
+        """One of the parts of ``stage``: dispatch, experts or combine. [s]"""
         ...
 
     def decode(self, sequences: Floats, context: Floats) -> Floats:
@@ -77,7 +87,27 @@ class ExactParts:
 
     def stage(self, tokens: Floats) -> Floats:
         """As :class:`Parts`."""
-        return self._of_count("stage", lambda n: total(self.costs.by_stage_tokens(n)), tokens)
+        return self.phase(STAGE, tokens)
+
+    def beside_experts(self, tokens: Floats) -> Floats:
+        """As :class:`Parts`."""
+        graph = self.graph_tokens
+        return self._of_count(
+            "beside", lambda n: total(self.costs.beside_experts(n, graph_tokens=graph)), tokens
+        )
+
+    def phase(self, label: str, tokens: Floats) -> Floats:
+        """As :class:`Parts`; all parts of a stage are priced together."""
+
+        def priced(n: Floats) -> Floats | float:
+            terms = self.costs.by_stage_tokens(n)
+            for name in (EXPERTS, DISPATCH, COMBINE):
+                part = np.zeros(len(n)) + total(term for term in terms if term.label == name)
+                self._known.setdefault(name, {}).update(zip(n.tolist(), part.tolist(), strict=True))
+            return total(terms)
+
+        whole = self._of_count(STAGE, priced, tokens)
+        return whole if label == STAGE else self._of_count(label, priced, tokens)
 
     def decode(self, sequences: Floats, context: Floats) -> Floats:
         """As :class:`Parts`."""
@@ -163,6 +193,7 @@ class TabulatedParts:
         stage = token_grid(max_tokens * num_groups, [b * num_groups for b in buckets])
         self._own, self._own_s = own, exact.tokens(own)
         self._stage, self._stage_s = stage, exact.stage(stage)
+        self._exact, self._known = exact, dict[str, Floats]()
         rows = np.array(BATCHES, dtype=np.float64)
         self._rows, self._rows_s = rows, exact.head(rows)
         self._draft_s = exact.draft(rows) if drafts else np.zeros_like(rows)
@@ -177,6 +208,18 @@ class TabulatedParts:
     def stage(self, tokens: Floats) -> Floats:
         """As :class:`Parts`."""
         return along(tokens, self._stage, self._stage_s)
+
+    def beside_experts(self, tokens: Floats) -> Floats:
+        """As :class:`Parts`."""
+        if "beside" not in self._known:
+            self._known["beside"] = self._exact.beside_experts(self._own)
+        return along(tokens, self._own, self._known["beside"])
+
+    def phase(self, label: str, tokens: Floats) -> Floats:
+        """As :class:`Parts`."""
+        if label not in self._known:
+            self._known[label] = self._exact.phase(label, self._stage)
+        return along(tokens, self._stage, self._known[label])
 
     def decode(self, sequences: Floats, context: Floats) -> Floats:
         """As :class:`Parts`."""

@@ -8,7 +8,7 @@ from moesim.errors import InfeasibleError
 from moesim.model import load as load_model
 from moesim.parallel.plan import Plan
 from moesim.serving.checkpoints import WIDE, stored_formats
-from moesim.serving.deployment import ROUTING, Deployment
+from moesim.serving.deployment import Deployment
 from moesim.serving.machines import cluster_for
 from moesim.serving.profiles import load_profile
 from moesim.validate.serving_points import Layout, Point
@@ -47,12 +47,11 @@ class Services:
 
     Parameters
     ----------
-    generator : str
+    generator : Generator
         Routing generator of all of them.
     """
 
-    def __init__(self, generator: str = ROUTING) -> None:
-        self.generator = generator
+    def __init__(self) -> None:
         self._made: dict[tuple[object, ...], Deployment] = {}
 
     def of(self, point: Point) -> Service:
@@ -115,7 +114,6 @@ class Services:
             profile,
             max_num_batched_tokens=budget,
             max_num_seqs=max_num_seqs,
-            generator=self.generator,
         )
 
 

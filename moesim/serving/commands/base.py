@@ -35,8 +35,12 @@ class Command:
         None: the engine's default.
     draft_tokens : int or None
         Drafts of multi-token prediction.
-    first_tokens : int or None
-        Streaming interval. [tokens]
+    overlap : str
+        Overlap policy; empty without one.
+    overlap_decode_tokens, overlap_prefill_tokens : int or None
+        Tokens of a rank from which iterations without and with prompts are cut in parts. [tokens]
+    all_to_all : bool or None
+        Whether tokens go to their experts only, however few the ranks; None: the engine's default.
     without_effect : tuple of str
         Flags that are known and change no time here.
     unknown : tuple of str
@@ -61,7 +65,10 @@ class Command:
     prefix_caching: bool | None = None
     async_scheduling: bool | None = None
     draft_tokens: int | None = None
-    first_tokens: int | None = None
+    overlap: str = ""
+    overlap_decode_tokens: int | None = None
+    overlap_prefill_tokens: int | None = None
+    all_to_all: bool | None = None
     without_effect: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
@@ -130,6 +137,19 @@ def fraction(text: str) -> float:
         message = "a number in (0, 1]"
         raise ValueError(message)
     return value
+
+
+def more_than(text: str) -> int:
+    """The least whole number above a threshold."""
+    return whole(text) + 1
+
+
+def sends_to_experts(backend: str) -> bool:
+    """Whether an exchange backend sends tokens to their experts only; the others gather everything."""
+    if not backend:
+        message = "the name of a backend"
+        raise ValueError(message)
+    return backend not in {"none", "naive", "allgather_reducescatter"}
 
 
 def mapping(text: str) -> Mapping[str, Any]:

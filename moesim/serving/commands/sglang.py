@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moesim.errors import InputError, Problem
-from moesim.serving.commands.base import Command, Flags, engine_commands, fraction, whole
+from moesim.serving.commands.base import (
+    Command,
+    Flags,
+    engine_commands,
+    fraction,
+    sends_to_experts,
+    whole,
+)
 
 FLAGS = Flags(
     values={
@@ -31,12 +38,13 @@ FLAGS = Flags(
         "--page-size": ("block_tokens", whole),
         "--max-total-tokens": ("total_tokens", whole),
         "--speculative-num-steps": ("draft_tokens", whole),
-        "--stream-interval": ("first_tokens", whole),
+        "--moe-a2a-backend": ("all_to_all", sends_to_experts),
     },
     switches={
         "--enable-dp-attention": ("dp_attention", True),
         "--enable-ep-moe": ("ep_moe", True),
-        "--enable-deepep-moe": ("ep_moe", True),
+        "--enable-deepep-moe": ("all_to_all", True),
+        "--enable-two-batch-overlap": ("overlap", "two_batch"),
         "--disable-radix-cache": ("prefix_caching", False),
     },
     without_effect=frozenset(
@@ -52,7 +60,7 @@ FLAGS = Flags(
             *("--tokenizer-path", "--tokenizer-mode", "--download-dir", "--load-format", "--revision"),
             *("--log-level", "--log-requests", "--random-seed", "--context-length", "--dtype", "--device"),
             *("--tool-call-parser", "--reasoning-parser", "--enable-metrics", "--watchdog-timeout"),
-            *("--nnodes", "--node-rank", "--dist-init-addr", "--decode-log-interval"),
+            *("--stream-interval", "--nnodes", "--node-rank", "--dist-init-addr", "--decode-log-interval"),
         }
     ),
 )
@@ -60,7 +68,7 @@ FLAGS = Flags(
 KV_LABELS = {"auto": "", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bf16": "bf16", "bfloat16": "bf16"}
 SETTINGS = (
     *("pp", "weights", "max_num_seqs", "memory_fraction", "block_tokens"),
-    *("prefix_caching", "draft_tokens", "first_tokens"),
+    *("prefix_caching", "draft_tokens", "overlap", "all_to_all"),
 )
 
 
@@ -95,7 +103,7 @@ class SglangLaunch:
             tp=size // dp if shares else size,
             attention_dp=dp if shares else 1,
             data_parallel=1 if shares else dp,
-            ep=values.get("ep", size if values.get("ep_moe") else 1),
+            ep=values.get("ep", size if values.get("ep_moe") or values.get("all_to_all") else 1),
             kv=KV_LABELS[kv],
             max_num_batched_tokens=chunk if chunk and chunk > 0 else None,
             chunked_prefill=None if chunk is None else chunk > 0,

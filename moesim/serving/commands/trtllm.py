@@ -33,7 +33,12 @@ FLAGS = Flags(
     ),
 )
 
-QUIET = frozenset({"print_iter_log", "max_seq_len", "trust_remote_code", "enable_iter_perf_stats", "model"})
+QUIET = frozenset(
+    {
+        *("print_iter_log", "max_seq_len", "trust_remote_code", "enable_iter_perf_stats", "model"),
+        "stream_interval",
+    }
+)
 """Keys of the options file that change no time."""
 DEGREES = {
     "tensor_parallel_size": "tp",
@@ -42,7 +47,6 @@ DEGREES = {
     "max_batch_size": "max_num_seqs",
     "max_num_tokens": "max_num_batched_tokens",
     "enable_chunked_prefill": "chunked_prefill",
-    "stream_interval": "first_tokens",
 }
 
 

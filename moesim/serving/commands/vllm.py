@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from moesim.errors import InputError, Problem
-from moesim.serving.commands.base import Command, Flags, engine_commands, fraction, mapping, whole
+from moesim.serving.commands.base import (
+    Command,
+    Flags,
+    engine_commands,
+    fraction,
+    mapping,
+    more_than,
+    sends_to_experts,
+    whole,
+)
 
 FLAGS = Flags(
     values={
@@ -27,7 +36,9 @@ FLAGS = Flags(
         "--block-size": ("block_tokens", whole),
         "--num-gpu-blocks-override": ("num_blocks", whole),
         "--speculative-config": ("speculative", mapping),
-        "--stream-interval": ("first_tokens", whole),
+        "--dbo-decode-token-threshold": ("overlap_decode_tokens", more_than),
+        "--dbo-prefill-token-threshold": ("overlap_prefill_tokens", more_than),
+        "--all2all-backend": ("all_to_all", sends_to_experts),
     },
     switches={
         "--enable-expert-parallel": ("expert_parallel", True),
@@ -36,6 +47,8 @@ FLAGS = Flags(
         "--no-enable-chunked-prefill": ("chunked_prefill", False),
         "--enable-prefix-caching": ("prefix_caching", True),
         "--no-enable-prefix-caching": ("prefix_caching", False),
+        "--enable-dbo": ("overlap", "two_batch"),
+        "--no-enable-dbo": ("overlap", ""),
         "--async-scheduling": ("async_scheduling", True),
         "--no-async-scheduling": ("async_scheduling", False),
     },
@@ -58,7 +71,12 @@ FLAGS = Flags(
                 "--dtype",
                 "--hf-overrides",
             ),
-            *("--distributed-executor-backend", "--generation-config", "--limit-mm-per-prompt"),
+            *(
+                "--stream-interval",
+                "--distributed-executor-backend",
+                "--generation-config",
+                "--limit-mm-per-prompt",
+            ),
         }
     ),
 )
@@ -66,7 +84,8 @@ FLAGS = Flags(
 KV_LABELS = {"auto": "", "fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bfloat16": "bf16"}
 SETTINGS = (
     *("tp", "pp", "weights", "max_num_batched_tokens", "max_num_seqs", "memory_fraction", "block_tokens"),
-    *("num_blocks", "chunked_prefill", "prefix_caching", "async_scheduling", "first_tokens"),
+    *("num_blocks", "chunked_prefill", "prefix_caching", "async_scheduling", "all_to_all"),
+    *("overlap", "overlap_decode_tokens", "overlap_prefill_tokens"),
 )
 
 

@@ -40,7 +40,7 @@ def test_trtllm_reads_its_options_file(tmp_path):
         f"trtllm-serve nvidia/DeepSeek-R1-FP4 --tp_size 8 --extra_llm_api_options {options}"
     )
     assert (command.tp, command.attention_dp, command.ep) == (1, 8, 8)
-    assert (command.kv, command.draft_tokens, command.first_tokens) == ("fp8", 2, 10)
+    assert (command.kv, command.draft_tokens) == ("fp8", 2)
     assert command.unknown == ("extra.yml: mystery",)
 
 

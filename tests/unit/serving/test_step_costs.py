@@ -12,7 +12,7 @@ from moesim.network.fabric import Fabric
 from moesim.parallel.plan import Plan
 from moesim.serving.checkpoints import stored_formats
 from moesim.serving.deployment import Deployment
-from moesim.serving.expert_draws import ExpertDraws
+from moesim.serving.expert_draws import ExpertDraws, Generator
 from moesim.serving.profiles import Kernels, load_profile
 from moesim.serving.step_costs import StepCosts, total
 from moesim.serving.step_times import StepShape
@@ -86,7 +86,7 @@ def test_an_idle_rank_waits_for_the_busiest():
 
 def test_more_tokens_touch_more_experts_and_no_expert_twice():
     moe = load("qwen3_30b_a3b").layers[0].moe
-    draws = ExpertDraws(moe, Plan.of(4, 1, 1, 4, 1), np.zeros(4, dtype=np.int64), "uniform")
+    draws = ExpertDraws(moe, Plan.of(4, 1, 1, 4, 1), np.zeros(4, dtype=np.int64), Generator("uniform"))
     load_of = draws.loads(np.array([1.0, 16.0, 256.0, 20000.0]))
     per_layer = load_of.touched.sum(axis=1)
     assert (per_layer[:, 0] == moe.top_k).all()
@@ -99,7 +99,7 @@ def test_more_tokens_touch_more_experts_and_no_expert_twice():
 
 def test_uniform_draws_touch_what_theory_says():
     moe = load("qwen3_30b_a3b").layers[0].moe
-    draws = ExpertDraws(moe, Plan.of(1), np.zeros(1, dtype=np.int64), "uniform")
+    draws = ExpertDraws(moe, Plan.of(1), np.zeros(1, dtype=np.int64), Generator("uniform"))
     touched = draws.loads(np.array([32.0])).touched.mean()
     expected = moe.num_experts * (1 - (1 - moe.top_k / moe.num_experts) ** 32)
     assert touched == pytest.approx(expected, rel=0.03)
