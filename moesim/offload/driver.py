@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from moesim.engine.program import Program
 from moesim.evidence import rng_for
 from moesim.memory.caches import ExpertCache
+from moesim.memory.caches.policies.base import known_counts, most_used
 from moesim.memory.demand import Demand
 from moesim.offload.costs import Attention, Costs, parts_ps
 from moesim.offload.lanes import DEVICE, Lanes, one
@@ -82,7 +83,8 @@ def simulate(
     """
     served = demand.pooled() if offload.pooled else demand
     slots = np.array([offload.slots.sum()]) if offload.pooled else offload.slots
-    cache = ExpertCache(offload.cache, served, slots, rng_for(seed, "memory/cache"))
+    held = most_used(known_counts(served), slots) if offload.filled else None
+    cache = ExpertCache(offload.cache, served, slots, rng_for(seed, "memory/cache"), held)
     host = None
     if offload.host_cache is not None and offload.host_slots is not None:
         host = ExpertCache(offload.host_cache, demand, offload.host_slots, rng_for(seed, "memory/host"))

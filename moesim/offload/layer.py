@@ -52,6 +52,21 @@ def moe_layer(state: State, at: int, index: int, layer: int) -> None:
         if prompt is not None:
             state.lanes.wait(DEVICE, prompt)
         state.late = deferred or state.late
+    _release(state, index)
+
+
+def _release(state: State, index: int) -> None:
+    """The layer is through: what the buffer held for it makes room."""
+    through = state.buffer.taken(index)
+    if not through:
+        return
+    free = state.lanes.mark(DEVICE)
+    for key in through:
+        del state.buffer.held[key]
+        state.unused.discard(key)
+        if state.cache.slot_of[key] < 0:
+            state.lacking.pop(key, None)
+        state.buffer.room.append(free)
 
 
 def _work(state: State, at: int, index: int, gate: Mark) -> tuple[NDArray[np.int32], LayerWork]:
@@ -69,6 +84,8 @@ def _work(state: State, at: int, index: int, gate: Mark) -> tuple[NDArray[np.int
         None if weights is None else weights[None, :],
     )[0]
     keys = [(row, int(expert) + offset) for expert in ids]
+    if state.buffer.held:
+        found |= np.array([key in state.buffer.held for key in keys], np.bool_)
     whole = found & np.array([key not in state.lacking for key in keys], np.bool_)
     state.tally.lookups += ids.size
     state.tally.hits += int(whole.sum())
@@ -146,11 +163,16 @@ def _catch_up(state: State, now_ps: int) -> None:
         row, offset = state.place(copy.layer)
         key = (row, copy.expert + offset)
         if copy.piece == 0:
-            if state.cache.slot_of[key] >= 0 or not state.cache.insert(*key, copy.keep + offset):
+            if state.near(key):
+                continue
+            if not state.cache.insert(*key, copy.keep + offset) and not _staged(state, copy, key, now_ps):
+                if state.offload.buffer:
+                    state.ordered.appendleft(copy)
+                    return
                 continue
             state.unused.add(key)
             state.tally.prefetches += 1
-        elif state.cache.slot_of[key] < 0 or state.lacking.get(key) != last - copy.piece + 1:
+        elif not state.near(key) or state.lacking.get(key) != last - copy.piece + 1:
             continue
         state.ready[key] = to_device(
             state, copy.layer, copy.expert, [copy.piece], after=copy.issued, layer=None, name="prefetch"
@@ -158,6 +180,17 @@ def _catch_up(state: State, now_ps: int) -> None:
         _lacks(state, key, last - copy.piece)
         if copy.piece < last:
             state.ordered.appendleft(replace(copy, piece=copy.piece + 1))
+
+
+def _staged(state: State, copy: Ordered, key: tuple[int, int], now_ps: int) -> bool:
+    """Whether the buffer has room for an expert before ``now_ps``; then it is taken."""
+    room = state.buffer.room
+    if not room or room[0].time_ps >= now_ps:
+        return False
+    if room[0].time_ps > state.lanes.clock[LINK]:
+        state.lanes.wait(LINK, room[0])
+    state.buffer.put(key, copy.layer)
+    return True
 
 
 def _lacks(state: State, key: tuple[int, int], pieces: int) -> None:
@@ -199,7 +232,7 @@ def _fetch(state: State, task: Task) -> dict[int, list[Mark]]:
 
 def _held_pieces(state: State, key: tuple[int, int]) -> int:
     """Pieces of an expert on the device; 0 where it is not in the cache."""
-    if state.cache.slot_of[key] < 0:
+    if not state.near(key):
         return 0
     return len(state.costs.pieces.shares) - state.lacking.get(key, 0)
 
@@ -294,12 +327,14 @@ def _slowed(seconds: float, start_ps: int, link_free_ps: int, slowdown: float) -
 
 def _order(state: State, task: Task) -> None:
     """What the prefetcher wants joins the queue of the link."""
-    view = View(state.demand, task.at, task.index, state.cache, state.offload.pooled)
-    for layer, experts in state.predictor.wanted(view):
-        waiting = {o.expert for o in state.ordered if o.layer == layer}
-        for expert in experts.tolist():
+    view = View(
+        state.demand, task.at, task.index, state.cache, state.offload.pooled, state.buffer.held.keys()
+    )
+    for fetch in state.predictor.wanted(view):
+        waiting = {o.expert for o in state.ordered if o.layer == fetch.layer}
+        for expert in fetch.experts.tolist():
             if expert not in waiting:
-                state.ordered.append(Ordered(layer, expert, experts, task.gate))
+                state.ordered.append(Ordered(fetch.layer, expert, fetch.keep, task.gate))
 
 
 def _on_device(state: State, task: Task, arrived: dict[int, list[Mark]]) -> None:

@@ -37,6 +37,11 @@ class Offload:
     cxl_slots : ndarray of int64, ``(layers,)``, optional
         Experts of each layer that host memory lacks and memory behind it holds, most used first; the
         disk holds the rest. None where that memory holds them all.
+    filled : bool
+        A device cache that changes begins with the experts used most in earlier traffic, not empty.
+    buffer : int
+        Experts that the device can receive ahead beside its cache; an expert leaves the buffer when its
+        layer is through. [experts]
     synchronous : bool
         The device does nothing while a layer's copies are under way: a loop that loads, then computes.
     """
@@ -50,6 +55,8 @@ class Offload:
     host_slots: NDArray[np.int64] | None = None
     synchronous: bool = False
     cxl_slots: NDArray[np.int64] | None = None
+    filled: bool = False
+    buffer: int = 0
 
 
 @dataclass(slots=True)
@@ -91,6 +98,31 @@ class Ordered:
 
 
 @dataclass(slots=True, eq=False)
+class Buffer:
+    """Room on the device beside the cache, for experts that arrive ahead of their layer.
+
+    Attributes
+    ----------
+    room : deque of Mark
+        Since when each free place is free, first come first.
+    held : dict
+        MoE layer of every expert (row, expert) in the buffer.
+    """
+
+    room: deque[Mark]
+    held: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def put(self, key: tuple[int, int], index: int) -> None:
+        """An expert of MoE layer ``index`` takes the place that is free longest."""
+        self.room.popleft()
+        self.held[key] = index
+
+    def taken(self, index: int) -> list[tuple[int, int]]:
+        """What is held for MoE layer ``index``."""
+        return [key for key, layer in self.held.items() if layer == index]
+
+
+@dataclass(slots=True, eq=False)
 class State:
     """Caches, clocks, copies under way.
 
@@ -108,6 +140,8 @@ class State:
         Experts that memory behind the host's holds; None where there is no such memory.
     late : Mark or None
         End of deferred CPU experts of the layer before.
+    buffer : Buffer
+        What has arrived ahead beside the cache.
     """
 
     demand: Demand
@@ -124,6 +158,15 @@ class State:
     lacking: dict[tuple[int, int], int] = field(default_factory=dict)
     far: NDArray[np.bool_] | None = None
     late: Mark | None = None
+    buffer: Buffer = field(init=False)
+
+    def __post_init__(self) -> None:
+        """An empty buffer of the asked size."""
+        self.buffer = Buffer(deque([Mark(0)] * self.offload.buffer))
+
+    def near(self, key: tuple[int, int]) -> bool:
+        """Whether the device holds an expert, or it is on its way there."""
+        return bool(self.cache.slot_of[key] >= 0 or key in self.buffer.held)
 
     def place(self, index: int) -> tuple[int, int]:
         """Row of a MoE layer in the device's cache, and what is added to its expert numbers."""

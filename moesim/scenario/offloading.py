@@ -135,6 +135,8 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
         host_cache,
         tiers.host_slots,
         cxl_slots=tiers.cxl_slots,
+        filled=scenario.memory.cache.filled,
+        buffer=prefetch.buffer,
     )
     return Offloading(resolved, model, dtypes, traffic, demand, costs, tiers, offload)
 
@@ -207,6 +209,8 @@ def tiers_of(scenario: Scenario, model: ModelSpec, dtypes: Dtypes) -> Tiers:
         "kv cache": 0.0 if on_host or on_card else cached,
         "reserve": memory.reserved_fraction * capacity,
     }
+    if memory.prefetch.buffer:
+        parts["prefetch buffer"] = memory.prefetch.buffer * one
     fixed = sum(parts.values())
     wanted = memory.cache.slots_per_layer
     fit = int(max(0.0, capacity - fixed) // one)

@@ -187,6 +187,9 @@ class CacheSection(Strict):
         "even", description="equal layers, more for the first layers, or whole layers from the first on"
     )
     pooled: bool = Field(False, description="one cache for all layers instead of one a layer")
+    filled: bool = Field(
+        False, description="a cache that changes begins with the experts used most before, not empty"
+    )
 
     @property
     def params(self) -> dict[str, Any]:
@@ -223,6 +226,11 @@ class PrefetchSection(Strict):
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
     policy: str = Field("none", description="registered prefetcher; other fields are its parameters")
+    buffer: int = Field(
+        0,
+        ge=0,
+        description="experts that can arrive ahead beside the cache, held till their layer is through",
+    )
 
     @property
     def params(self) -> dict[str, Any]:

@@ -28,10 +28,17 @@ class ExpertCache:
         Slots of each row. [experts]
     rng : numpy.random.Generator
         For policies that draw.
+    begin : ndarray of bool, ``(rows, experts)``, optional
+        What is held at the start where the policy does not say; nothing by default.
     """
 
     def __init__(
-        self, policy: CachePolicy, demand: Demand, slots: NDArray[np.int64], rng: np.random.Generator
+        self,
+        policy: CachePolicy,
+        demand: Demand,
+        slots: NDArray[np.int64],
+        rng: np.random.Generator,
+        begin: NDArray[np.bool_] | None = None,
     ) -> None:
         self.ranking = policy.ranking(demand, rng)
         self.bypasses = policy.bypasses
@@ -44,6 +51,7 @@ class ExpertCache:
         self.slot_of = np.full((rows, experts + 1), -1, np.int32)
         self.all_rows = np.arange(rows)[:, None]
         held = policy.initial(demand, self.slots)
+        held = begin if held is None else held
         if held is not None:
             for row in range(rows):
                 found = np.flatnonzero(held[row])[: self.slots[row]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +28,8 @@ class View:
         What the device holds.
     pooled : bool
         The cache is one row for all layers.
+    staged : container of (row, expert)
+        What lies in the buffer beside the cache, as the cache numbers it.
     """
 
     demand: Demand
@@ -35,6 +37,7 @@ class View:
     layer: int
     cache: ExpertCache
     pooled: bool
+    staged: Container[tuple[int, int]] = ()
 
     def needed(self, layer: int) -> NDArray[np.int32]:
         """Experts that this pass will need in ``layer``."""
@@ -42,13 +45,39 @@ class View:
         return np.asarray(ids[ids < self.demand.num_experts], np.int32)
 
     def missing(self, layer: int, experts: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Those of ``experts`` that the cache does not hold."""
+        """Those of ``experts`` that neither the cache nor the buffer holds."""
         row, offset = (0, layer * self.demand.num_experts) if self.pooled else (layer, 0)
-        return np.asarray(experts[~self.cache.holds(row, experts + offset)], np.int32)
+        away = experts[~self.cache.holds(row, experts + offset)]
+        if self.staged:
+            away = away[[(row, int(expert)) not in self.staged for expert in away + offset]]
+        return np.asarray(away, np.int32)
+
+    def fetch(self, layer: int, guess: NDArray[np.int32]) -> Fetch:
+        """What of a guess has to be fetched; none of the guess may be evicted for it."""
+        return Fetch(layer, self.missing(layer, guess), guess)
 
 
-Wanted = Sequence[tuple[int, NDArray[np.int32]]]
-"""Layers and the experts to fetch for each, in the order of fetching."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetch:
+    """Experts to fetch for a layer.
+
+    Attributes
+    ----------
+    layer : int
+        MoE layer that they are for.
+    experts : ndarray of int32
+        In the order of fetching.
+    keep : ndarray of int32
+        Experts of the layer that must not go for them.
+    """
+
+    layer: int
+    experts: NDArray[np.int32]
+    keep: NDArray[np.int32]
+
+
+Wanted = Sequence[Fetch]
+"""What to fetch, in that order."""
 
 
 class Predictor(Protocol):

@@ -20,8 +20,7 @@ class _Fill:
 
     def wanted(self, view: View) -> Wanted:
         first = list(self.ahead.wanted(view)) if self.ahead is not None else []
-        missed = view.missing(view.layer, view.needed(view.layer))
-        return [*first, (view.layer, missed)]
+        return [*first, view.fetch(view.layer, view.needed(view.layer))]
 
 
 @prefetchers.register("fill")

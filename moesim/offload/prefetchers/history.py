@@ -30,7 +30,7 @@ class _Paths:
         score = self.pairs[view.layer][now].sum(axis=0)
         count = self.experts or now.size
         best = np.argsort(-score, kind="stable")[:count].astype(np.int32)
-        return [(view.layer + 1, view.missing(view.layer + 1, best[score[best] > 0]))]
+        return [view.fetch(view.layer + 1, best[score[best] > 0])]
 
 
 @prefetchers.register("history")

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from moesim.memory.demand import Demand
-from moesim.offload.prefetchers import Predictor, View, Wanted, prefetchers
+from moesim.offload.prefetchers import Fetch, Predictor, View, Wanted, prefetchers
 from moesim.offload.prefetchers.guess import guessed
 from moesim.offload.prefetchers.next_gate import Accuracy
 
@@ -27,9 +27,11 @@ class _Impact:
             guess = guessed(view.needed(layer), view.demand.num_experts, accuracy, 0, self.rng)
             missing = view.missing(layer, guess)
             # the layer with most missing experts is the longest; one fewer there saves most
-            candidates += [(-missing.size, depth, layer, missing[k : k + 1]) for k in range(missing.size)]
+            candidates += [
+                (-missing.size, depth, Fetch(layer, missing[k : k + 1], guess)) for k in range(missing.size)
+            ]
         best = sorted(candidates, key=lambda c: c[:2])[: self.policy.fetches]
-        return [(layer, expert) for _, _, layer, expert in best]
+        return [fetch for _, _, fetch in best]
 
 
 @prefetchers.register("impact")

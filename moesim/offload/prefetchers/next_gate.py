@@ -27,9 +27,8 @@ class _Gates:
             if layer >= view.demand.num_layers:
                 break
             guess = guessed(view.needed(layer), view.demand.num_experts, accuracy, p.extra, self.rng)
-            missing = view.missing(layer, guess)
-            found.append((layer, missing))
-            if p.until_first_miss and missing.size:
+            found.append(view.fetch(layer, guess))
+            if p.until_first_miss and found[-1].experts.size:
                 break
         return found
 

@@ -18,7 +18,7 @@ class _Truth:
 
     def wanted(self, view: View) -> Wanted:
         last = min(view.layer + self.depth, view.demand.num_layers - 1)
-        return [(layer, view.missing(layer, view.needed(layer))) for layer in range(view.layer + 1, last + 1)]
+        return [view.fetch(layer, view.needed(layer)) for layer in range(view.layer + 1, last + 1)]
 
 
 @prefetchers.register("oracle")

@@ -29,7 +29,7 @@ class _Route:
             ]
             self.at = view.at
         last = min(view.layer + self.policy.depth, view.demand.num_layers - 1)
-        return [(k, view.missing(k, self.route[k])) for k in range(view.layer + 1, last + 1)]
+        return [view.fetch(k, self.route[k]) for k in range(view.layer + 1, last + 1)]
 
 
 @prefetchers.register("path_predictor")

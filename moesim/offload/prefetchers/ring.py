@@ -20,7 +20,7 @@ class _Ring:
         count = view.demand.num_layers
         every = np.arange(view.demand.num_experts, dtype=np.int32)
         following = [(view.layer + step) % count for step in range(1, min(self.ahead, count - 1) + 1)]
-        return [(layer, view.missing(layer, every)) for layer in following]
+        return [view.fetch(layer, every) for layer in following]
 
 
 @prefetchers.register("ring")

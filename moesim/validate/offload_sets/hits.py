@@ -14,16 +14,39 @@ from moesim.memory.demand import Demand, demand_of
 from moesim.traces.consistency import trace_of, with_consistency
 from moesim.validate.claims import Claim, Progress, published
 from moesim.validate.local_routing import CACHE_TOKENS, TOKENS, base_parameters, skewed
+from moesim.validate.offload_sets.cases import demand_for, model_of
 
 Data = Mapping[str, Any]
 DRAWS = 20_000
+HYBRID_PASSES = 256
 AHEAD = 2
 """Ids that Read-ME's router names beforehand: those of the present and of the next token."""
 
 
 def hit_claims(data: Data, seed: int, progress: Progress) -> list[Claim]:
-    """Read-ME's table, and policies relative to the optimum."""
-    return [*_read_me(data["read_me"], seed), *_relative(data["relative_hits"], seed, progress)]
+    """Read-ME's table, HybriMoE's, and policies relative to the optimum."""
+    return [
+        *_read_me(data["read_me"], seed),
+        *_hybrimoe(data["hybrimoe_hits"], seed),
+        *_relative(data["relative_hits"], seed, progress),
+    ]
+
+
+def _hybrimoe(given: Data, seed: int) -> list[Claim]:
+    """Tokens of generated traffic in a cache of each layer, as after a long request."""
+    found = []
+    for row in given["rows"]:
+        model = model_of(row["model"])
+        demand = demand_for(model, row["like"], seed, passes=HYBRID_PASSES)
+        slots = round(row["cached"] * model.num_experts)
+        for name in ("mrs", "lru"):
+            ours = 100 * replay(demand, cache_policies.build(name), slots, seed=seed).hit_fraction
+            title = f"HybriMoE hits of {name}, {row['model']}, {row['cached']:.0%} cached"
+            note = f"generated routing like {row['like']}"
+            found.append(
+                Claim(title, given["source"], "points", row[name], ours, 5.0, absolute=True, note=note)
+            )
+    return found
 
 
 def _read_me(given: Data, seed: int) -> list[Claim]:

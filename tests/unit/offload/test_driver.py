@@ -93,12 +93,14 @@ MACHINES = {
     st.booleans(),
     st.sampled_from([None, "lru", "frequency_static"]),
     st.sampled_from(list(MACHINES)),
+    st.sampled_from([0, 0, 2, 5]),
+    st.booleans(),
 )
 def test_the_event_interpreter_ends_when_the_driver_says(
-    seed, executor, prefetch, cache, pooled, host_cache, machine
+    seed, executor, prefetch, cache, pooled, host_cache, machine, buffer, filled
 ):
     more = host(8, host_cache) if host_cache else {}
-    plan = offload(5, executor, prefetch, cache, pooled=pooled, **more)
+    plan = offload(5, executor, prefetch, cache, pooled=pooled, buffer=buffer, filled=filled, **more)
     run = simulate(demand(seed), costs(**MACHINES[machine]), plan, seed=seed, record_passes=12)
     done = events.simulate(run.program, durations_ps(run.program))
     device = run.program.streams.index("device")
@@ -129,6 +131,31 @@ def test_every_copy_occupies_the_link(prefetch):
     copies = run.tally.loads + run.tally.prefetches
     assert run.busy_ps["host to device"] == copies * 400_000_000
     assert run.tally.useful_prefetches <= run.tally.prefetches
+
+
+def test_a_buffer_lets_a_fixed_cache_receive_the_next_layer_ahead():
+    wanted = demand(7)
+    slow = costs(before=[[Part("x", "compute", lasting(3e-3))]] * (LAYERS + 1))
+    alone = offload(2, "device", "oracle", "frequency_static")
+    beside = replace(alone, buffer=TOP_K)
+    without, ahead = simulate(wanted, slow, alone), simulate(wanted, slow, beside)
+    assert without.tally.prefetches == 0
+    assert ahead.tally.useful_prefetches == ahead.tally.prefetches > 0
+    # the time before a layer is long enough for all copies: only the first layer of a pass waits
+    layers = wanted.num_passes * LAYERS
+    assert ahead.tally.hits >= ahead.tally.lookups * (layers - wanted.num_passes) / layers
+    assert ahead.pass_ends_ps[-1] < without.pass_ends_ps[-1]
+    full = simulate(wanted, slow, replace(alone, buffer=2 * TOP_K))
+    assert full.pass_ends_ps[-1] <= ahead.pass_ends_ps[-1]
+
+
+def test_a_filled_cache_begins_with_what_was_used_most():
+    wanted = demand(8)
+    empty, filled = (simulate(wanted, costs(), replace(offload(5, "cpu"), filled=f)) for f in (False, True))
+    assert empty.tally.hits == 0  # the CPU computes what is missing, and nothing ever enters
+    assert (
+        filled.tally.hits == simulate(wanted, costs(), offload(5, "cpu", cache="frequency_static")).tally.hits
+    )
 
 
 def test_wrong_prefetches_only_cost():
