@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from moesim.errors import InputError, Problem
+from moesim.errors import InputError, Problem, did_you_mean
 from moesim.files import Tree, find, listed, read_tree, validated
 from moesim.hardware.check import own_source_problems
 from moesim.hardware.schema import Cluster, Device, Node, Sourced, source_in
@@ -194,8 +194,8 @@ class _Resolver:
         size, wanted = int(base.rpartition("_x")[2]), int(name.rpartition("_x")[2])
         num_nodes, rest = divmod(tree.data.get("num_nodes", 1) * wanted, size)
         if rest or not wanted:
-            accepted = f"a name that asks for whole nodes, as {base} does"
-            self._fail(path, f"got {name!r}; accepted: {accepted}", where)
+            hint = did_you_mean(name, profile_names())
+            self._fail(path, f"got {name!r}; accepted: whole nodes, as {base} has{hint}", where)
             return tree
         source = f"assumed: {base}, with as many nodes as the name {name} asks for"
         changes: dict[str, Any] = {"name": name, "num_nodes": num_nodes}

@@ -200,7 +200,7 @@ def test_name_with_another_number_is_the_described_machine_with_more_or_fewer_no
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("h100_x12", "accepted: a name that asks for whole nodes, as h100_x1024 does"),
+        ("h100_x12", "accepted: whole nodes, as h100_x1024 has; did you mean 'h100_x"),
         ("laptop_x2", "num_nodes=2 needs a network"),
         ("nothing_x8", "no file 'nothing_x8'"),
     ],
