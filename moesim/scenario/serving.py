@@ -20,6 +20,7 @@ from moesim.serving.deployment import Deployment
 from moesim.serving.expert_steps import ExpertsOf
 from moesim.serving.instances import iterations_of
 from moesim.serving.iterations import Iterations
+from moesim.serving.one_launch import Spread
 from moesim.serving.policies import (
     Lengths,
     arrival_processes,
@@ -78,8 +79,11 @@ class Serving:
         ``scale`` is a draw of their error; what is only ``compared`` with other runs is looked up.
         """
         how = "memo" if compared else self.scenario.serving.step_times
+        spread = Spread.of(self.workload.input_tokens, self.workload.output_tokens)
         return [
-            iterations_of(pool.deployment, pool.engine, how=how, longest=self.longest, scale=scale)
+            iterations_of(
+                pool.deployment, pool.engine, how=how, longest=self.longest, scale=scale, spread=spread
+            )
             for pool in self.pools
         ]
 

@@ -19,11 +19,12 @@ from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
 from moesim.serving.engine_cost import engine_cost
 from moesim.serving.expert_draws import Generator
+from moesim.serving.one_launch import Spread
 from moesim.serving.overlapped import layers_s
 from moesim.serving.profiles import Profile
 from moesim.serving.step_costs import COMBINE, DISPATCH, EXPERTS, StepCosts, Term, total
 from moesim.serving.step_times import StepShape
-from moesim.serving.tabulated import ExactParts, Parts, TabulatedParts
+from moesim.serving.tabulated import BATCHES, ExactParts, Parts, TabulatedParts, along
 from moesim.steps.overlap import Overlap
 from moesim.units import GB
 
@@ -124,24 +125,28 @@ class Deployment:
         exchanges = self.plan.attention_dp > 1 and self.model.num_experts > 0
         return exchanges and self.overlap is not None and self.overlap.num_batches > 1
 
-    def step_times(self, tier: Literal["exact", "table"] = "table") -> DeploymentTimes:
-        """Iteration times, priced one by one or from tables that are filled once."""
-        return self._tabulated if tier == "table" else DeploymentTimes(self, self._exact)
+    def step_times(
+        self, tier: Literal["exact", "table"] = "table", spread: Spread | None = None
+    ) -> DeploymentTimes:
+        """Iteration times, priced one by one or from tables that are filled once.
+
+        ``spread`` of the caches that decode together; None: all alike.
+        """
+        return DeploymentTimes(self, self._tabulated if tier == "table" else self._exact, spread)
 
     @cached_property
     def _exact(self) -> ExactParts:
         return ExactParts(self.costs, 1.0 + self.drafts, self.profile.graph_batches[-1])
 
     @cached_property
-    def _tabulated(self) -> DeploymentTimes:
-        parts = TabulatedParts(
+    def _tabulated(self) -> TabulatedParts:
+        return TabulatedParts(
             self._exact,
             max_tokens=2 * self.token_budget,
             num_groups=self.plan.attention_dp,
             graph_batches=self.profile.graph_batches,
             drafts=self.drafts > 0,
         )
-        return DeploymentTimes(self, parts)
 
     def cache_tokens(self) -> int:
         """Tokens of KV cache of one rank of the clock, beside weights and buffers. [tokens]
@@ -199,10 +204,13 @@ class DeploymentTimes:
     deployment : Deployment
     parts : Parts
         Exact, or from tables.
+    spread : Spread, optional
+        Of the caches of sequences that decode together; None: all alike.
     """
 
     deployment: Deployment
     parts: Parts
+    spread: Spread | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -250,8 +258,9 @@ class DeploymentTimes:
 
     def _attention_s(self, shapes: StepShape) -> Floats:
         """Core of the attention of all layers, ``(sample, rank)``. [s]"""
-        decode = self.parts.decode(shapes.num_decodes, shapes.decode_context)
-        return decode + self.parts.prefill(shapes.prefill_tokens, shapes.prefill_keys)
+        return self._decode_attention_s(shapes) + self.parts.prefill(
+            shapes.prefill_tokens, shapes.prefill_keys
+        )
 
     def _slowest(self, own: Floats) -> Floats:
         """Time until the last rank of a stage is through, ``(sample,)``. [s]"""
@@ -276,6 +285,30 @@ class DeploymentTimes:
         each = {label: self.parts.phase(label, tokens.sum(axis=1)) for label in (DISPATCH, EXPERTS, COMBINE)}
         woven = layers_s(overlap, routed, self._slowest(beside), each[DISPATCH], each[EXPERTS], each[COMBINE])
         return np.asarray(woven + overlap.num_batches * np.maximum(self._slowest(rest), 0.0))
+
+    def _decode_attention_s(self, shapes: StepShape) -> Floats:
+        """Attention of the decoding sequences of each rank, ``(sample, rank)``. [s]
+
+        A kernel that takes prompts in the same launch is slower beside them, and waits for the longest.
+        """
+        decodes, context, launch = shapes.num_decodes, shapes.decode_context, self.parts.launch
+        alone = self.parts.decode(decodes, context)
+        if launch is None:
+            return alone
+        longest = shapes.prefill_squares / np.maximum(shapes.prefill_tokens, 1.0)
+        rows = launch.kernel.rows
+        grid = (decodes + shapes.num_prefills) * np.ceil(longest / rows)
+        empty = np.maximum(grid - decodes - shapes.prefill_tokens / rows, 0.0)
+        beside = alone + self.parts.beside(decodes, context) + launch.empty_s(empty)
+        return np.where(shapes.prefill_tokens > 0, beside, alone * along(decodes, *self._uneven))
+
+    @cached_property
+    def _uneven(self) -> tuple[Floats, Floats]:
+        """Batches, and how much longer attention of unequal caches takes than of equal ones."""
+        launch, batches = self.parts.launch, np.array(BATCHES, dtype=np.float64)
+        if launch is None or self.spread is None:
+            return batches, np.ones_like(batches)
+        return batches, launch.uneven(BATCHES, self.spread)
 
     def overhead(self, shapes: StepShape) -> Floats:
         """Exposed host time of each iteration, ``(sample,)``. [s]"""

@@ -11,6 +11,7 @@ from moesim.kernels.choose import nearest_fitted, transfer_sigma
 from moesim.kernels.cost import KernelCost, RooflineCost
 from moesim.kernels.fit_file import DeviceFits, Fit, fitted_devices, load_fits
 from moesim.kernels.fitted import FittedCost
+from moesim.model.ops import AttentionDecode
 from moesim.serving.profiles import Kernels
 
 ANY = "*"
@@ -31,6 +32,12 @@ class EngineCost(FittedCost):
     """
 
     inputs: Mapping[str, str] = field(default_factory=dict)
+
+    def attention_source(self, op: AttentionDecode) -> str:
+        """Kernel that answers for attention of decoding sequences; empty where none was fitted."""
+        family = "mla_decode" if op.qk_dim != op.v_dim else "attention_decode"
+        kernel = self._attention(family, "", op)
+        return kernel.fit.source if kernel else ""
 
     def _found(self, family: str, variant: str, dtype: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
         chosen = self.inputs.get(f"{family}/{dtype}")

@@ -12,6 +12,7 @@ from moesim.serving.deployment import Deployment
 from moesim.serving.engine import Engine
 from moesim.serving.iterations import Exact, Iterations
 from moesim.serving.memo import Memo
+from moesim.serving.one_launch import Spread
 from moesim.serving.policies import batching_policies
 from moesim.serving.step_times import Floats, StepShape, StepTimes
 
@@ -83,6 +84,7 @@ def iterations_of(
     how: Literal["exact", "memo"],
     longest: int,
     scale: float = 1.0,
+    spread: Spread | None = None,
 ) -> Iterations:
     """Prices of the iterations of a deployment.
 
@@ -96,8 +98,10 @@ def iterations_of(
         Tokens of the longest sequence. [tokens]
     scale : float
         Factor on all device times: a draw of their error. [-]
+    spread : Spread, optional
+        Of the caches that decode together; None: all alike.
     """
-    times: StepTimes = deployment.step_times("exact" if how == "exact" else "table")
+    times: StepTimes = deployment.step_times("exact" if how == "exact" else "table", spread)
     if deployment.drafts:
         times = Paced(times, deployment.tokens_per_step)
     if scale != 1.0:

@@ -93,6 +93,29 @@ class OverlapFrom(_Strict):
     prefill_tokens: int = Field(2, ge=2)
 
 
+class OneLaunch(_Strict):
+    """Tiles of an attention kernel that takes prompts and decodes of an iteration in one launch.
+
+    Attributes
+    ----------
+    rows : int
+        Query rows of a tile. [-]
+    per_unit : int
+        Tiles at work on a multiprocessor at a time. [-]
+    empty_s : float
+        A tile without work, on its multiprocessor. [s]
+    full, filled : float
+        A decode step alone is cut into pieces along its caches where its tiles are fewer than ``full`` of
+        two a multiprocessor: into the fewest that use ``filled`` of what any number would use. [-]
+    """
+
+    rows: int = Field(gt=0)
+    per_unit: int = Field(gt=0)
+    empty_s: float = Field(ge=0)
+    full: float = Field(gt=0)
+    filled: float = Field(gt=0, le=1)
+
+
 class Kernels(_Strict):
     """Which kernels run, as names of calibration fits.
 
@@ -112,6 +135,8 @@ class Kernels(_Strict):
     all_to_all_from : int
         Ranks of a stage from which tokens of attention data-parallel ranks go to their experts only; fewer
         gather everything. [-]
+    one_launch : dict
+        ``{kernel source: tiles}`` of attention kernels that take prompts and decodes together.
     small_kernel_s : float
         Launch to end of an element-wise kernel that moves next to nothing, inside a graph. [s]
     """
@@ -122,6 +147,7 @@ class Kernels(_Strict):
     fuses_quantisation: bool = False
     shared_experts: Literal["serial", "parallel", "fused"] = "serial"
     all_to_all_from: int = Field(9, ge=1)
+    one_launch: dict[str, OneLaunch] = Field(default_factory=dict)
     small_kernel_s: float = Field(gt=0)
 
 

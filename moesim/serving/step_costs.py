@@ -4,7 +4,8 @@ An iteration of a serving engine is a sum: what grows with the new tokens (proje
 experts), attention of the decoding sequences over their caches, attention of the prompt pieces, and the
 output head. Each part is priced for many shapes at once, once a kind of layer; a whole iteration is then a
 few look-ups (:mod:`moesim.serving.tabulated`). The order of operations is that of
-:class:`moesim.steps.layers.StageBuilder`, as the engine at hand runs it: see :class:`Kernels`.
+:class:`moesim.steps.layers.StageBuilder`, as the engine at hand runs it (see :class:`Kernels`), and logits
+are gathered to be sampled from.
 """
 
 from __future__ import annotations
@@ -184,9 +185,14 @@ class StepCosts:
         return self._core(Segment.prefill(sequences, query_tokens, context), len(sequences))
 
     def head(self, rows: Floats) -> tuple[Term, ...]:
-        """Output head for so many sequences of one attention rank, ``(sample,)``."""
+        """Output head for so many sequences of one attention rank, ``(sample,)``.
+
+        Each tensor-parallel rank has a part of the vocabulary; whoever samples needs all of it.
+        """
         terms = Terms(len(rows))
-        self._add(terms, "output head", head_ops(self.model, rows, self._sharding), 1)
+        self._add(terms, "output head", head_ops(self.model, rows, self.sharding), 1)
+        logits = rows * (self.model.vocab_size * bytes_per_element(self.dtypes.activations))
+        self._collective(terms, "all_gather", logits, 1, "logits")
         return terms.items()
 
     def draft(self, tokens: Floats, context: Floats) -> tuple[Term, ...]:
@@ -206,24 +212,25 @@ class StepCosts:
     def _layer(self, terms: Terms, layer: LayerSpec, tokens: Floats, graph_tokens: int, count: int) -> None:
         """A layer without its experts, its exchanges and the core of its attention."""
         segment = Segment.decode(tokens, np.zeros_like(tokens))
-        mixing = attention_ops(layer, self.model.hidden_size, [segment], self._sharding)
+        mixing = attention_ops(layer, self.model.hidden_size, [segment], self.sharding)
         self._add(terms, "attention projections", [o for o in mixing if o.name not in CORE], count)
         if layer.moe is not None:
             self._around_experts(terms, layer.moe, tokens, graph_tokens, count)
             return
-        self._collective(terms, "all_reduce", tokens, count)
+        self._collective(terms, "all_reduce", tokens * self._token_bytes, count)
         if isinstance(layer.ffn, DenseFfn):
             norm = norm_op("ffn_norm", self.model.hidden_size, tokens, self.dtypes)
-            work = dense_ffn_ops(layer.ffn, self.model.hidden_size, tokens, self._sharding)
+            work = dense_ffn_ops(layer.ffn, self.model.hidden_size, tokens, self.sharding)
             self._add(terms, "dense ffn", [norm, *work], count)
-            self._collective(terms, "all_reduce", tokens, count)
+            self._collective(terms, "all_reduce", tokens * self._token_bytes, count)
 
     @cached_property
     def _kinds(self) -> list[tuple[LayerSpec, int]]:
         return [(layer, len(indices)) for layer, indices in self.model.layer_kinds().items()]
 
     @cached_property
-    def _sharding(self) -> Sharding:
+    def sharding(self) -> Sharding:
+        """Tensor-parallel degree and formats of every operation."""
         return Sharding(self.plan.tp, self.dtypes)
 
     @cached_property
@@ -237,7 +244,7 @@ class StepCosts:
     def _core(self, segment: Segment, num_samples: int) -> tuple[Term, ...]:
         terms = Terms(num_samples)
         for layer, count in self._kinds:
-            mixing = attention_ops(layer, self.model.hidden_size, [segment], self._sharding)
+            mixing = attention_ops(layer, self.model.hidden_size, [segment], self.sharding)
             self._add(terms, "attention", [o for o in mixing if o.name in CORE], count)
         return terms.items()
 
@@ -248,10 +255,11 @@ class StepCosts:
         hidden, tp = self.model.hidden_size, self.plan.tp
         split = self.plan.attention_dp > 1
         local = tokens / tp if split else tokens
-        self._collective(terms, "reduce_scatter" if split else "all_reduce", tokens, count)
+        moved_bytes = tokens * self._token_bytes
+        self._collective(terms, "reduce_scatter" if split else "all_reduce", moved_bytes, count)
         self._add(terms, "router", [norm_op("ffn_norm", hidden, local, self.dtypes)], count)
         self._add(terms, "router", router_ops(moe, hidden, local, self.dtypes), count)
-        sharding = replace(self._sharding, tp=1) if split else self._sharding
+        sharding = replace(self.sharding, tp=1) if split else self.sharding
         if not self._fuses(moe):
             shared = self._summed(shared_expert_ops(moe, hidden, local, sharding))
             hides = self.kernels.shared_experts == "parallel"
@@ -263,9 +271,9 @@ class StepCosts:
             moves = [op(hidden, local, copies, self.dtypes) for op in (permute_op, unpermute_op)]
             self._add(terms, "permute", moves, count)
         if split:
-            self._collective(terms, "all_gather", tokens, count)
+            self._collective(terms, "all_gather", moved_bytes, count)
         else:
-            self._collective(terms, "all_reduce", tokens, count)
+            self._collective(terms, "all_reduce", moved_bytes, count)
 
     def _fuses(self, moe: MoeSpec) -> bool:
         """Whether shared experts are one more routed one: of the same width, on every rank."""
@@ -346,14 +354,19 @@ class StepCosts:
     def _draws(self, moe: MoeSpec) -> ExpertDraws:
         return ExpertDraws(moe, self.plan, np.asarray(self.fabric.domain[self._stage]), self.generator)
 
-    def _collective(self, terms: Terms, name: str, tokens: Floats, count: int) -> None:
+    def _collective(
+        self,
+        terms: Terms,
+        name: str,
+        payload_bytes: Floats,
+        count: int,
+        label: str = "tensor-parallel collectives",
+    ) -> None:
         members = self._stage[: self.plan.tp]
         if len(members) == 1:
             return
         kind = {"all_reduce": all_reduce, "all_gather": all_gather, "reduce_scatter": reduce_scatter}[name]
-        terms.add(
-            "tensor-parallel collectives", kind(tokens * self._token_bytes, members, self.fabric), count
-        )
+        terms.add(label, kind(payload_bytes, members, self.fabric), count)
 
     def _add(self, terms: Terms, label: str, ops: Sequence[Op], count: int) -> None:
         for name, estimate in self._summed(ops, label):

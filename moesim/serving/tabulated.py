@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.serving.one_launch import OneLaunchAttention
 from moesim.serving.step_costs import COMBINE, DISPATCH, EXPERTS, StepCosts, total
 
 Floats = NDArray[np.float64]
@@ -46,6 +48,15 @@ class Parts(Protocol):
 
     def decode(self, sequences: Floats, context: Floats) -> Floats:
         """Attention of decoding sequences over their mean cached tokens. [s]"""
+        ...
+
+    @property
+    def launch(self) -> OneLaunchAttention | None:
+        """Kernel that takes prompts and decodes in one launch, where the engine runs one."""
+        ...
+
+    def beside(self, sequences: Floats, context: Floats) -> Floats:
+        """What such a kernel adds to ``decode`` in an iteration that also has prompts. [s]"""
         ...
 
     def prefill(self, tokens: Floats, keys: Floats) -> Floats:
@@ -116,6 +127,17 @@ class ExactParts:
             sequences,
             context,
         )
+
+    @cached_property
+    def launch(self) -> OneLaunchAttention | None:
+        """As :class:`Parts`."""
+        return OneLaunchAttention.of(self.costs)
+
+    def beside(self, sequences: Floats, context: Floats) -> Floats:
+        """As :class:`Parts`."""
+        if self.launch is None:
+            return np.zeros_like(sequences)
+        return _flat(self.launch.beside_prompts, sequences, context)
 
     def prefill(self, tokens: Floats, keys: Floats) -> Floats:
         """As :class:`Parts`: one piece with the cache before it that gives as many keys, or several alike."""
@@ -198,6 +220,8 @@ class TabulatedParts:
         self._rows, self._rows_s = rows, exact.head(rows)
         self._draft_s = exact.draft(rows) if drafts else np.zeros_like(rows)
         self._decode = Table2.of(exact.decode, BATCHES, CONTEXTS)
+        self.launch = exact.launch
+        self._beside = Table2.of(exact.beside, BATCHES, CONTEXTS) if exact.launch else None
         pieces = [p for p in PIECES if p < max_tokens] + [max_tokens]
         self._prefill = Table2.of(exact.prefill, pieces, KEYS)
 
@@ -224,6 +248,12 @@ class TabulatedParts:
     def decode(self, sequences: Floats, context: Floats) -> Floats:
         """As :class:`Parts`."""
         return np.where(sequences > 0, self._decode(sequences, context), 0.0)
+
+    def beside(self, sequences: Floats, context: Floats) -> Floats:
+        """As :class:`Parts`."""
+        if self._beside is None:
+            return np.zeros_like(sequences)
+        return np.where(sequences > 0, self._beside(sequences, context), 0.0)
 
     def prefill(self, tokens: Floats, keys: Floats) -> Floats:
         """As :class:`Parts`."""

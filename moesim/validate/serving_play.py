@@ -16,6 +16,7 @@ from moesim.evidence import rng_for
 from moesim.files import read_tree, validated
 from moesim.serving.deployment import Deployment
 from moesim.serving.instances import engine_of, iterations_of
+from moesim.serving.one_launch import Spread
 from moesim.serving.policies import routers
 from moesim.serving.service import InstanceSpec, Role, Transfer
 from moesim.serving.service import Service as Simulated
@@ -104,7 +105,8 @@ def play(point: Point, service: Service) -> Played:
             (service.decode, service.num_decode, "decode"),
         ]
     longest = point.input_tokens + point.output_tokens
-    specs = [spec for place in roles for spec in instances_of(*place, longest=longest)]
+    spread = Spread.of(prompt, answer)
+    specs = [spec for place in roles for spec in instances_of(*place, longest=longest, spread=spread)]
     simulated = Simulated(
         workload, specs, routers.build("least_loaded", {}, field="router"), transfer=_transfer(service)
     )
@@ -134,10 +136,22 @@ def _lengths(point: Point, shortest: float, count: int) -> tuple[NDArray[np.int6
     return prompt, answer
 
 
-def instances_of(deployment: Deployment, count: int, role: Role, *, longest: int) -> list[InstanceSpec]:
-    """Instances of a deployment for the clock; ``longest`` sequence that they meet. [tokens]"""
+def instances_of(
+    deployment: Deployment, count: int, role: Role, *, longest: int, spread: Spread
+) -> list[InstanceSpec]:
+    """Instances of a deployment for the clock.
+
+    Parameters
+    ----------
+    deployment, count, role
+        What, how many, and for which phase.
+    longest : int
+        Tokens of the longest sequence that they meet. [tokens]
+    spread : Spread
+        Of the caches that decode together.
+    """
     engine = engine_of(deployment, {})
-    prices = iterations_of(deployment, engine, how="memo", longest=longest)
+    prices = iterations_of(deployment, engine, how="memo", longest=longest, spread=spread)
     return [InstanceSpec(engine, prices, deployment.num_ranks, role) for _ in range(count)]
 
 

@@ -21,6 +21,7 @@ from moesim.errors import InputError, Problem
 from moesim.serving.commands import Command
 from moesim.serving.deployment import Deployment
 from moesim.serving.from_command import commanded
+from moesim.serving.one_launch import Spread
 from moesim.serving.policies import routers
 from moesim.serving.service import Service as Simulated
 from moesim.serving.workload import Workload
@@ -166,7 +167,8 @@ def replay(requests: Requests, device: str) -> RequestErrors:
     deployment, count = deployment_of(requests.meta, device)
     workload = Workload.of(requests.arrival_s, requests.input_tokens, requests.output_tokens)
     longest = int((requests.input_tokens + requests.output_tokens).max())
-    specs = instances_of(deployment, count, "both", longest=longest)
+    spread = Spread.of(requests.input_tokens, requests.output_tokens)
+    specs = instances_of(deployment, count, "both", longest=longest, spread=spread)
     measures = Simulated(workload, specs, routers.build("least_loaded", {}, field="router")).run()
     arrival, first, last = (
         np.asarray(column, dtype=np.float64) / PS_PER_S
