@@ -1,10 +1,11 @@
-"""The same scenario at several values of some fields."""
+"""The same scenario at several values of some fields, and other scenarios beside it."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from moesim.errors import InputError, MoesimError, Problem
 from moesim.files import Tree, read_tree
@@ -13,13 +14,18 @@ from moesim.scenario.resolve import ROOM, resolve_tree
 from moesim.scenario.result import Result
 from moesim.scenario.run import run
 
+AS_IT_IS = "(as it is)"
+"""Label of the baseline."""
+
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of values.
+    """One combination of values, or another scenario.
 
     Attributes
     ----------
+    label : str
+        What is different: the overrides, or the other scenario's name.
     overrides : tuple of str
         ``dotted.path=value`` of each varied field.
     result : Result or None
@@ -28,6 +34,7 @@ class Point:
         Why it failed.
     """
 
+    label: str
     overrides: tuple[str, ...]
     result: Result | None
     error: str = ""
@@ -58,29 +65,59 @@ def vary(
     name_or_path: str,
     axes: Sequence[Sequence[str]],
     overrides: Sequence[str] = (),
-    progress: Callable[[int, int], None] | None = None,
+    *,
+    against: Sequence[str] = (),
+    tick: Callable[[str], None] = lambda label: None,
 ) -> tuple[Result, list[Point]]:
-    """Baseline and every combination of the axes' values.
+    """Baseline, every combination of the axes' values, and the other scenarios.
 
-    A point that does not fit or contradicts itself is kept with its error; a wrong baseline is raised.
+    Parameters
+    ----------
+    name_or_path : str
+        Scenario that all else is compared with.
+    axes : sequence of sequence of str
+        ``dotted.path=value`` of one field each.
+    overrides : sequence of str
+        Of every run.
+    against : sequence of str
+        Other scenarios of the same question, as they are but for ``overrides``.
+    tick : callable
+        Called with the label of each finished run.
+
+    Raises
+    ------
+    InputError
+        A wrong baseline, or a scenario of another question. A point that does not fit or contradicts
+        itself is kept with its error.
     """
     tree = read_tree(find(name_or_path, ROOM))
+    others = {name: read_tree(find(name, ROOM, field="--against")) for name in against}
+    question = tree.data.get("question")
+    strange = [
+        Problem("--against", f"{name} asks {other.data.get('question')!r}; accepted: {question!r}")
+        for name, other in others.items()
+        if other.data.get("question") != question
+    ]
+    if strange:
+        raise InputError(strange)
     baseline = run(resolve_tree(_copy(tree), overrides), with_changes=False).result
-    combinations = list(itertools.product(*axes))
+    tick(AS_IT_IS)
     points = []
-    for number, combination in enumerate(combinations):
-        if progress is not None:
-            progress(number, len(combinations))
-        points.append(_point(tree, overrides, combination))
+    for combination in itertools.product(*axes) if axes else ():
+        points.append(_point(tree, " ".join(combination), (*overrides, *combination), combination))
+        tick(points[-1].label)
+    for name, other in others.items():
+        points.append(_point(other, Path(name).stem, overrides, ()))
+        tick(points[-1].label)
     return baseline, points
 
 
-def _point(tree: Tree, overrides: Sequence[str], combination: tuple[str, ...]) -> Point:
+def _point(tree: Tree, label: str, overrides: Sequence[str], own: tuple[str, ...]) -> Point:
     try:
-        resolved = resolve_tree(_copy(tree), [*overrides, *combination])
-        return Point(combination, run(resolved, with_changes=False).result)
+        resolved = resolve_tree(_copy(tree), overrides)
+        return Point(label, own, run(resolved, with_changes=False).result)
     except MoesimError as error:
-        return Point(combination, None, str(error))
+        return Point(label, own, None, str(error))
 
 
 def _copy(tree: Tree) -> Tree:
