@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -13,8 +14,8 @@ from moesim.evidence import Grade, Score
 from moesim.files import find, listed
 from moesim.files.document import read_document, write_document
 from moesim.kernels.forms.correction import Correction
-from moesim.kernels.forms.families import FORMS
-from moesim.kernels.measured import FAMILIES
+from moesim.kernels.forms.families import FORMS, variants_of
+from moesim.kernels.measured import FAMILIES, MeasuredTable
 
 ROOM = "calibration/fits"
 
@@ -163,6 +164,14 @@ class DeviceFits(_Frozen):
             if kernels.get(f"{fit.family}/{fit.dtype}") == fit.source:
                 chosen.setdefault((fit.family, fit.dtype), []).append(fit)
         return chosen
+
+    def answering(self, table: MeasuredTable) -> Iterator[tuple[Fit, MeasuredTable]]:
+        """Fits that answer for rows of a measured table, each with these rows."""
+        for variant, part in variants_of(table):
+            kernel = (table.family, table.dtype, table.source, variant)
+            fit = next((f for f in self.fits if (f.family, f.dtype, f.source, f.variant) == kernel), None)
+            if fit is not None:
+                yield fit, part
 
 
 def load_fits(device: str) -> DeviceFits:

@@ -24,7 +24,7 @@ from moesim.hardware.schema import Device
 from moesim.kernels.fit_file import DeviceFits, Fit
 from moesim.kernels.forms.base import Machine
 from moesim.kernels.forms.correction import coordinates
-from moesim.kernels.forms.families import FORMS, form_of, variant_of
+from moesim.kernels.forms.families import form_of
 from moesim.kernels.measured import MeasuredTable
 
 NEIGHBOURS = 8
@@ -104,18 +104,11 @@ class NearRows:
 
 def near_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: Device) -> dict[str, NearRows]:
     """Rows of every fitted kernel that some tables hold, by the fit's key."""
-    by_key = {fit.key: fit for fit in fits.fits}
-    found = {}
-    for table in tables:
-        if table.family not in FORMS:
-            continue
-        variants = variant_of(table)
-        for variant in np.unique(variants):
-            key = "/".join(x for x in (table.family, table.dtype, table.source, str(variant)) if x)
-            if key in by_key:
-                machine = form_of(table.family).machine(device, table.dtype)
-                found[key] = NearRows.of(by_key[key], table.at(variants == variant), machine)
-    return found
+    return {
+        fit.key: NearRows.of(fit, part, form_of(fit.family).machine(device, fit.dtype))
+        for table in tables
+        for fit, part in fits.answering(table)
+    }
 
 
 def fitted_s(fit: Fit, columns: Columns, machine: Machine) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from moesim.kernels.fit.optimise import Solution, form_parts, predict_s, subsamp
 from moesim.kernels.fit.protocol import SMALL_TABLE_ROWS, random_split, regimes, score
 from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit
 from moesim.kernels.forms.correction import SIDE, coordinates
-from moesim.kernels.forms.families import FORMS, variant_of
+from moesim.kernels.forms.families import FORMS
 from moesim.kernels.measured import MeasuredTable
 from moesim.kernels.near_rows import NearRows, fitted_s
 
@@ -100,7 +100,7 @@ def looked_up_rows(fits: DeviceFits, tables: Iterable[MeasuredTable], device: De
     """Errors on the held-out rows when the other rows of the table are looked up beside the fit."""
     rows = []
     for table in tables:
-        for fit, part in _answered(fits, table):
+        for fit, part in fits.answering(table):
             if fit.num_rows != part.num_rows or part.num_rows < SMALL_TABLE_ROWS:
                 continue
             train, test = (part.at(mask) for mask in random_split(part))
@@ -137,7 +137,7 @@ def unseen_parts(
     held out; a small one is passed over, for it was fitted as a whole. Of any other table all rows.
     """
     for table in tables:
-        for fit, part in _answered(fits, table):
+        for fit, part in fits.answering(table):
             if fit.num_rows != part.num_rows:
                 yield fit, part, "all rows"
             elif part.num_rows >= SMALL_TABLE_ROWS:
@@ -181,23 +181,6 @@ def _by_regime(
     return [
         _row(fits, fit, regime, split, score(solution, part, device, fit.sigma)) for regime, part in parts
     ]
-
-
-def _answered(fits: DeviceFits, table: MeasuredTable) -> Iterator[tuple[Fit, MeasuredTable]]:
-    """Fits that answer for a table, each with its part of the rows."""
-    if table.family not in FORMS:
-        return
-    variants = variant_of(table)
-    for variant in np.unique(variants):
-        fit = _fit_of(fits, table, str(variant))
-        part = table.at(variants == variant)
-        if fit is not None and part.num_rows:
-            yield fit, part
-
-
-def _fit_of(fits: DeviceFits, table: MeasuredTable, variant: str) -> Fit | None:
-    wanted = (table.family, table.dtype, table.source, variant)
-    return next((f for f in fits.fits if (f.family, f.dtype, f.source, f.variant) == wanted), None)
 
 
 def _row(fits: DeviceFits, fit: Fit, regime: str, split: Split, found: Score) -> CheckRow:

@@ -15,7 +15,7 @@ from moesim.kernels.fit.optimise import LEAST_ROWS, Solution, predict_s, subsamp
 from moesim.kernels.fit.protocol import SMALL_TABLE_ROWS, Start, fit_table
 from moesim.kernels.fit.transfer import prior_of, standing_in
 from moesim.kernels.fit_file import DeviceFits, Fit
-from moesim.kernels.forms.families import FORMS, variant_of
+from moesim.kernels.forms.families import FORMS, variants_of
 from moesim.kernels.measured import MeasuredTable
 
 ENGINE_ORDER = ("vllm", "sglang", "trtllm")
@@ -74,16 +74,14 @@ def fit_device(
             continue
         evidence = _evidence(table)
         sources[f"{table.family}/{table.dtype}/{table.source}"] = evidence
-        variants = variant_of(table)
-        for variant in np.unique(variants):
-            part = table.at(variants == variant)
+        for variant, part in variants_of(table):
             if part.num_rows < LEAST_ROWS:
                 note(f"{table.name}: {part.num_rows} rows are too few to fit (at least {LEAST_ROWS})")
                 continue
-            start = _start(near, part, str(variant), device)
+            start = _start(near, part, variant, device)
             fit, _ = fit_table(
                 *(part, device),
-                variant=str(variant),
+                variant=variant,
                 evidence=evidence if start is None else f"{evidence}, pulled towards {start.device}",
                 side_fits=side_fits and start is None,
                 start=start,

@@ -13,7 +13,7 @@ from moesim.hardware.schema import Device
 from moesim.kernels.choose import Transfer
 from moesim.kernels.fit.optimise import Prior, Solution, fit_rows, predict_s, subsample
 from moesim.kernels.fit_file import DeviceFits, Fit
-from moesim.kernels.forms.families import FORMS, variant_of
+from moesim.kernels.forms.families import variants_of
 from moesim.kernels.measured import MeasuredTable
 
 TEST_ROWS = 2000
@@ -69,12 +69,8 @@ def moved(
     """
     rows = []
     for table in tables:
-        if table.family not in FORMS:
-            continue
-        variants = variant_of(table)
-        for variant in np.unique(variants):
-            part = table.at(variants == variant)
-            fit = standing_in(fits, table, str(variant))
+        for variant, part in variants_of(table):
+            fit = standing_in(fits, table, variant)
             if fit is None or part.num_rows < LEAST_TEST_ROWS:
                 continue
             chosen = rng_for(0, f"calibration/few/{part.name}/{variant}").permutation(part.num_rows)
@@ -84,7 +80,7 @@ def moved(
             local = fit_rows(few, target, prior=prior_of(fit, same_architecture=same_architecture))
             rows.append(
                 TransferRow(
-                    *(target.name, fits.device, table.family, table.dtype, table.source, str(variant)),
+                    *(target.name, fits.device, table.family, table.dtype, table.source, variant),
                     is_same_kernel=fit.source == table.source,
                     is_same_architecture=same_architecture,
                     error=_error(known, test, target),

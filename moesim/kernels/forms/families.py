@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -100,12 +100,20 @@ def form_of(family: str) -> Form:
     return FORMS[family]
 
 
-def variant_of(table: MeasuredTable) -> NDArray[np.str_]:
-    """Sub-kernel of each row: libraries have others for grouped than for ungrouped heads in decode."""
+def variants_of(table: MeasuredTable) -> Iterator[tuple[str, MeasuredTable]]:
+    """Sub-kernels of a table by name, each with its rows; none where the family has no form.
+
+    Libraries have other kernels for grouped than for ungrouped heads in decode; all else is one, ``""``.
+    """
+    if table.family not in FORMS or not table.num_rows:
+        return
     if table.family != "attention_decode":
-        return np.full(table.num_rows, "")
+        yield "", table
+        return
     grouped = table.columns["num_heads"] > table.columns["num_kv_heads"]
-    return np.where(grouped, "grouped", "ungrouped")
+    for name, rows in (("grouped", grouped), ("ungrouped", ~grouped)):
+        if rows.any():
+            yield name, table.at(rows)
 
 
 def _gemm_work(c: Columns, dtype: str) -> gemm.GemmWork:

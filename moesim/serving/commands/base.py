@@ -15,6 +15,15 @@ from moesim.units import KB, KIB
 
 Convert = Callable[[str], Any]
 
+SERVER_FLAGS = frozenset(
+    {
+        *("--host", "--port", "--api-key", "--served-model-name", "--trust-remote-code", "--chat-template"),
+        *("--tokenizer-mode", "--download-dir", "--load-format", "--revision", "--dtype"),
+        *("--tool-call-parser", "--reasoning-parser", "--stream-interval"),
+    }
+)
+"""Flags that vLLM and SGLang share and that change no time."""
+
 
 @dataclass(frozen=True)
 class Command:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from moesim.errors import InputError, Problem
 from moesim.serving.commands.base import (
+    SERVER_FLAGS,
     Command,
     Flags,
     engine_commands,
@@ -47,22 +48,12 @@ FLAGS = Flags(
         "--enable-two-batch-overlap": ("overlap", "two_batch"),
         "--disable-radix-cache": ("prefix_caching", False),
     },
-    without_effect=frozenset(
-        {
-            *(
-                "--host",
-                "--port",
-                "--api-key",
-                "--served-model-name",
-                "--trust-remote-code",
-                "--chat-template",
-            ),
-            *("--tokenizer-path", "--tokenizer-mode", "--download-dir", "--load-format", "--revision"),
-            *("--log-level", "--log-requests", "--random-seed", "--context-length", "--dtype", "--device"),
-            *("--tool-call-parser", "--reasoning-parser", "--enable-metrics", "--watchdog-timeout"),
-            *("--stream-interval", "--nnodes", "--node-rank", "--dist-init-addr", "--decode-log-interval"),
-        }
-    ),
+    without_effect=SERVER_FLAGS
+    | {
+        *("--tokenizer-path", "--log-level", "--log-requests", "--random-seed", "--context-length"),
+        *("--device", "--enable-metrics", "--watchdog-timeout", "--nnodes", "--node-rank"),
+        *("--dist-init-addr", "--decode-log-interval"),
+    },
 )
 
 KV_LABELS = {"auto": "", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bf16": "bf16", "bfloat16": "bf16"}

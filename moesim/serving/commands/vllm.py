@@ -8,6 +8,7 @@ from typing import Any
 
 from moesim.errors import InputError, Problem
 from moesim.serving.commands.base import (
+    SERVER_FLAGS,
     Command,
     Flags,
     engine_commands,
@@ -52,33 +53,12 @@ FLAGS = Flags(
         "--async-scheduling": ("async_scheduling", True),
         "--no-async-scheduling": ("async_scheduling", False),
     },
-    without_effect=frozenset(
-        {
-            *(
-                "--host",
-                "--port",
-                "--api-key",
-                "--served-model-name",
-                "--trust-remote-code",
-                "--chat-template",
-            ),
-            *("--tokenizer", "--tokenizer-mode", "--download-dir", "--load-format", "--revision", "--seed"),
-            *("--tool-call-parser", "--enable-auto-tool-choice", "--reasoning-parser", "--uvicorn-log-level"),
-            *(
-                "--disable-log-requests",
-                "--disable-log-stats",
-                "--max-model-len",
-                "--dtype",
-                "--hf-overrides",
-            ),
-            *(
-                "--stream-interval",
-                "--distributed-executor-backend",
-                "--generation-config",
-                "--limit-mm-per-prompt",
-            ),
-        }
-    ),
+    without_effect=SERVER_FLAGS
+    | {
+        *("--tokenizer", "--seed", "--enable-auto-tool-choice", "--uvicorn-log-level", "--max-model-len"),
+        *("--disable-log-requests", "--disable-log-stats", "--hf-overrides", "--limit-mm-per-prompt"),
+        *("--distributed-executor-backend", "--generation-config"),
+    },
 )
 
 KV_LABELS = {"auto": "", "fp8": "fp8", "fp8_e4m3": "fp8", "fp8_e5m2": "fp8", "bfloat16": "bf16"}

@@ -16,7 +16,7 @@ from moesim.kernels.forms.attention_prefill import (
 )
 from moesim.kernels.forms.base import Machine, Parts, smooth_max
 from moesim.kernels.forms.experts import ExpertChoice, ExpertParameters, ExpertWork, expert_parts
-from moesim.kernels.forms.families import FORMS, form_of, variant_of
+from moesim.kernels.forms.families import FORMS, form_of, variants_of
 from moesim.kernels.forms.formats import attention_dtype, attention_operands, operands
 from moesim.kernels.forms.gemm import GemmChoice, GemmParameters, GemmWork, gemm_parts
 from moesim.kernels.forms.regime import regime_of
@@ -207,7 +207,13 @@ def test_variants_split_grouped_heads():
     columns["num_kv_heads"] = np.array([8.0, 8, 1])
     columns["num_heads"] = np.array([8.0, 32, 1])
     table = MeasuredTable("attention_decode", "d", "s", "bf16", columns, np.ones(3))
-    assert variant_of(table).tolist() == ["ungrouped", "grouped", "ungrouped"]
+    parts = {name: part.columns["num_heads"].tolist() for name, part in variants_of(table)}
+    assert parts == {"grouped": [32], "ungrouped": [8, 1]}
+    products = random_columns("gemm", 3, np.random.default_rng(0))
+    whole = MeasuredTable("gemm", "d", "s", "bf16", products, np.ones(3))
+    assert list(variants_of(whole)) == [("", whole)]
+    empty_kernels = MeasuredTable("launch", "d", "s", "bf16", {"num_kernels": np.ones(3)}, np.ones(3))
+    assert not list(variants_of(empty_kernels))
 
 
 def test_family_without_a_form():
