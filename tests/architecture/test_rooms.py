@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,21 +54,20 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports_of(path: Path) -> list[tuple[int, str, bool]]:
-    """(line, dotted module, guarded by TYPE_CHECKING) of every import, wherever it stands."""
-    tree = ast.parse(path.read_text())
-    guarded = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        for inner in ast.walk(node)
-    }
+@cache
+def import_nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
+    """Every import of a module, wherever it stands."""
+    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+
+
+def imports_of(path: Path) -> list[tuple[int, str]]:
+    """(line, dotted module) of every absolute import."""
     found = []
-    for node in ast.walk(tree):
+    for node in import_nodes(path):
         if isinstance(node, ast.Import):
-            found += [(node.lineno, alias.name, id(node) in guarded) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.append((node.lineno, node.module, id(node) in guarded))
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif node.module and not node.level:
+            found.append((node.lineno, node.module))
     return found
 
 
@@ -75,7 +75,7 @@ def test_imports_point_down():
     wrong = []
     for path in modules():
         room = room_of(path)
-        for line, module, _ in imports_of(path):
+        for line, module in imports_of(path):
             parts = module.split(".")
             if parts[0] != "moesim" or len(parts) == 1:
                 continue
@@ -100,9 +100,7 @@ def test_heavy_library_stays_home(library):
         place = path.relative_to(PACKAGE).as_posix()
         if any(place == home or place.startswith(home) for home in homes):
             continue
-        wrong += [
-            f"{place}:{line}" for line, module, _ in imports_of(path) if module.split(".")[0] == library
-        ]
+        wrong += [f"{place}:{line}" for line, module in imports_of(path) if module.split(".")[0] == library]
     assert not wrong, wrong
 
 
@@ -111,7 +109,7 @@ def test_no_relative_or_star_imports():
     for path in modules():
         if STANDALONE in path.parents:
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in import_nodes(path):
             if isinstance(node, ast.ImportFrom) and (node.level or any(a.name == "*" for a in node.names)):
                 wrong.append(f"{path}:{node.lineno}")
     assert not wrong, wrong
@@ -153,9 +151,7 @@ STANDALONE = PACKAGE / "kernels" / "harness"
 def test_the_harness_needs_nothing_of_the_package():
     wrong = []
     for path in sorted(STANDALONE.glob("*.py")):
-        wrong += [
-            f"{path.name}:{line}" for line, module, _ in imports_of(path) if module.startswith("moesim")
-        ]
+        wrong += [f"{path.name}:{line}" for line, module in imports_of(path) if module.startswith("moesim")]
     assert not wrong, wrong
 
 
