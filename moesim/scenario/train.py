@@ -64,7 +64,7 @@ def run_training(resolved: Resolved, *, with_changes: bool = True) -> TrainOutco
     recorded = step.record()
     drawn = step.run(step.draws(scenario.bands.samples, scenario.seed))
     metrics = _metrics(built, step, nominal, drawn)
-    breakdown = _breakdown(step, nominal)
+    breakdown = breakdown_of(step, nominal)
     changes = _changes(built, float(nominal.makespan_s[0]), metrics) if with_changes else []
     result = Result(
         command="run",
@@ -135,7 +135,7 @@ def _imbalance(step: TrainStep, nominal: PipelineRun) -> dict[str, Metric]:
     return found
 
 
-def _breakdown(step: TrainStep, nominal: PipelineRun) -> list[Share]:
+def breakdown_of(step: TrainStep, nominal: PipelineRun) -> list[Share]:
     """Seconds of the busiest stage by operation, then its bubbles and what is exposed at the ends."""
     busiest = int(np.argmax(nominal.busy_s[0].mean(axis=0)))
     shares = step.seconds_by_operation(busiest)

@@ -170,11 +170,14 @@ def common_of(resolved: Resolved) -> Common:
 
 
 def rows_of(tuned: Tuned, scenario: Scenario, common: Common) -> list[dict[str, Any]]:
-    """Best plans as a table, with rates and what to set."""
-    return [
-        row | _rates(found.seconds, scenario, common) | {"set": assignments(found.candidate, scenario)}
-        for row, found in zip(tuned.rows(), tuned.best, strict=True)
-    ]
+    """Best plans as a table."""
+    return [row_of(found, scenario, common) for found in tuned.best]
+
+
+def row_of(found: Found, scenario: Scenario, common: Common) -> dict[str, Any]:
+    """A plan as a row of a table, with rates and what to set."""
+    sets = {"set": assignments(found.candidate, scenario)}
+    return found.row() | _rates(found.seconds, scenario, common) | sets
 
 
 def own_row(scenario: Scenario, common: Common) -> dict[str, Any] | None:
@@ -184,7 +187,7 @@ def own_row(scenario: Scenario, common: Common) -> dict[str, Any] | None:
         found = Found(own, estimator.peak_bytes(own), estimator.seconds(own))
     except InputError:
         return None
-    return found.row() | _rates(found.seconds, scenario, common)
+    return row_of(found, scenario, common)
 
 
 def _rates(seconds: float, scenario: Scenario, common: Common) -> dict[str, float]:

@@ -27,7 +27,7 @@ DEGREES = ("tp", "cp", "dp", "pp", "vpp", "ep", "etp")
 
 Progress: TypeAlias = Callable[[str, int], None]
 
-BATCH = 64
+BATCH = 16
 """Candidates that are timed between two looks at the best; not a matter of how many processes there are."""
 
 
@@ -138,6 +138,16 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Sized:
+    """Memory of a candidate, with the first recomputation that fits, and its least seconds. [bytes], [s]"""
+
+    candidate: Candidate
+    peak_bytes: float
+    least_s: float
+    fits: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Tuned:
     """Outcome of a search.
 
@@ -149,6 +159,8 @@ class Tuned:
         Combinations of the space, those whose memory was asked for, those whose step was.
     left_out : dict of str to int
         Why others were not timed, and how many, most frequent first.
+    fits : tuple of Sized
+        Everything that fits, least bound first.
     """
 
     best: tuple[Found, ...]
@@ -156,6 +168,7 @@ class Tuned:
     num_sized: int
     num_timed: int
     left_out: dict[str, int]
+    fits: tuple[Sized, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """The best as a table."""
@@ -231,7 +244,14 @@ def search(
             found += [(time, i) for time, i in zip(times, batch, strict=True) if not isinstance(time, str)]
             found.sort()
     best = tuple(Found(fits[i].candidate, fits[i].peak_bytes, seconds) for seconds, i in found[:keep])
-    return Tuned(best, num_plans, len(shapes), num_timed, dict(left_out.most_common()))
+    return Tuned(
+        best,
+        num_plans,
+        len(shapes),
+        num_timed,
+        dict(left_out.most_common()),
+        tuple(fits[i] for i in order),
+    )
 
 
 def _shapes(space: Space, model: Splittable, left_out: Counter[str]) -> Iterator[Candidate]:
@@ -265,19 +285,9 @@ def _shapes(space: Space, model: Splittable, left_out: Counter[str]) -> Iterator
                 yield candidate
 
 
-@dataclass(frozen=True, slots=True)
-class _Sized:
-    """Memory of a candidate, with the first recomputation that fits, and its least seconds."""
-
-    candidate: Candidate
-    peak_bytes: float
-    least_s: float
-    fits: bool
-
-
 def _size(
     estimator: Estimator, shape: Candidate, recompute: Sequence[Recompute], capacity_bytes: float
-) -> _Sized | str:
+) -> Sized | str:
     """Memory of a shape, or why there is none."""
     try:
         least = None
@@ -285,9 +295,9 @@ def _size(
             candidate = replace(shape, recompute=policy)
             need_bytes = estimator.peak_bytes(candidate)
             if need_bytes <= capacity_bytes:
-                return _Sized(candidate, need_bytes, estimator.least_seconds(candidate), fits=True)
+                return Sized(candidate, need_bytes, estimator.least_seconds(candidate), fits=True)
             if least is None or need_bytes < least.peak_bytes:
-                least = _Sized(candidate, need_bytes, 0.0, fits=False)
+                least = Sized(candidate, need_bytes, 0.0, fits=False)
     except (InputError, InfeasibleError) as error:
         return _reason(error)
     return least or "no recomputation to try"
@@ -312,7 +322,7 @@ def _told(left_out: Counter[str]) -> str:
     return "; ".join(f"{count} times {reason}" for reason, count in left_out.most_common(5))
 
 
-def _none_fits(too_large: Sequence[_Sized], capacity_bytes: float, left_out: Counter[str]) -> str:
+def _none_fits(too_large: Sequence[Sized], capacity_bytes: float, left_out: Counter[str]) -> str:
     if not too_large:
         return f"no plan can be estimated: {_told(left_out)}"
     least = min(too_large, key=lambda sized: sized.peak_bytes)

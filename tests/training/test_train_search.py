@@ -11,6 +11,7 @@ from moesim.cli.app import app
 from moesim.errors import InputError
 from moesim.files import Tree
 from moesim.parallel.train_plan import TrainPlan
+from moesim.report.layouts_page import write_layouts_page
 from moesim.scenario.resolve import resolve_tree
 from moesim.scenario.train_search import (
     ScenarioEstimator,
@@ -120,3 +121,37 @@ def test_command_refuses_what_is_no_value(tmp_path, option):
     result = CliRunner().invoke(app, ["train", "search", str(file), *option])
     assert result.exit_code == 3
     assert "accepted" in result.output
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "small.json").write_text(json.dumps(TREE | {"description": "<small>"}))
+    options = "--tp 1,2 --ep 4,8 --pp 2 --vpp 2 --micro-batch 1 --jobs 1"
+    call = ["train", "search", str(folder / "small.json"), *options.split(), "--out", str(folder / "out")]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.output
+    assert CliRunner().invoke(app, call).exit_code == 3  # nothing is overwritten unasked
+    return json.loads((folder / "out" / "search.json").read_text()), folder / "out"
+
+
+def test_layouts_are_made_of_their_parts_and_what_imbalance_adds(compared):
+    rows = compared[0]["layouts"]["rows"]
+    assert [row["step_s"] for row in rows] == sorted(row["step_s"] for row in rows)
+    for row in rows:
+        assert sum(row["groups"].values()) == pytest.approx(row["step_s"], rel=1e-6)
+        assert row["groups"]["uneven experts"] == pytest.approx(row["step_s"] - row["balanced_step_s"])
+        assert row["groups"]["uneven experts"] > 0
+        assert sum(row["memory"].values()) == pytest.approx(row["peak_bytes"])
+    notes = " ".join(row["note"] for row in rows)
+    assert all(text in notes for text in ("fastest", "EP4", "EP8", "as the scenario has it"))
+
+
+def test_layouts_page_is_whole_escaped_and_repeatable(compared, tmp_path):
+    document, folder = compared
+    page = (folder / "layouts.html").read_text()
+    assert write_layouts_page(document, tmp_path / "again.html").read_text() == page
+    assert "&lt;small&gt;" in page
+    assert "<small>" not in page
+    assert page.count("<svg") == 2
+    assert {file.name for file in folder.glob("*.png")} == {"layouts.png", "layout_memory.png"}
