@@ -50,6 +50,7 @@ MEMORY = {
 
 COLUMNS = ("layout", "recompute", "even experts", "natural", "cost", "tok/s each", "bubble", "why it is here")
 BAR_IN = 0.42
+KEY_COLUMNS = 4
 READABLE_FRACTION = 0.05
 """Shares of the longest bar from which on a part carries its number."""
 
@@ -68,7 +69,7 @@ def steps(document: Document) -> Figure | None:
     view = document["layouts"]
     rows, groups = view["rows"], view["groups"]
     parts = {name: [row["groups"][name] for row in rows] for name in groups}
-    figure, axes = new_figure(1.9 + BAR_IN * len(rows))
+    figure, axes = new_figure(2.0 + BAR_IN * len(rows))
     colours = dict(zip(groups, COLOURS, strict=True))
     longest = _stacked(axes, rows, {n: p for n, p in parts.items() if max(p) > 0}, colours, told=True)
     for place, row in enumerate(rows):
@@ -88,10 +89,11 @@ def memory(document: Document) -> Figure | None:
     names = [name for name in MEMORY if any(row["memory"].get(name) for row in rows)]
     parts = {name: [row["memory"].get(name, 0.0) for row in rows] for name in names}
     parts["all else"] = [sum(v for n, v in row["memory"].items() if n not in names) for row in rows]
-    figure, axes = new_figure(1.9 + BAR_IN * len(rows))
+    figure, axes = new_figure(2.0 + BAR_IN * len(rows))
     longest = _stacked(axes, rows, parts, MEMORY | {"all else": "#BBBBBB"}, told=False)
     for place, row in enumerate(rows):
-        _at_end(axes, row["peak_bytes"], place, f"{fmt_bytes(row['peak_bytes'])} · {row['recompute']}")
+        text = f"{fmt_bytes(row['peak_bytes'])} · {row['recompute']}"
+        _at_end(axes, max(row["peak_bytes"], capacity), place, text)
     axes.axvline(capacity, color=FAINT, linewidth=1.2, linestyle="--", zorder=3)
     axes.set_xlim(0, max(longest, capacity) * 1.32)
     byte_ticks(axes.xaxis, max(longest, capacity))
@@ -168,7 +170,7 @@ def _message(rows: Sequence[Mapping[str, Any]]) -> str:
     more = 100 * (worst["step_s"] / best["step_s"] - 1)
     name = label(best).splitlines()[0]
     return (
-        f"{name} is fastest, the slowest of these takes {more:.0f} % longer; "
+        f"{name} is fastest, others take up to {more:.0f} % longer; "
         f"uneven experts cost {min(costs):.0f} to {max(costs):.0f} %"
     )
 
@@ -194,8 +196,14 @@ def _stacked(
     axes.set_yticks(range(len(rows)), [label(row) for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
-    axes.legend(ncols=5, loc="lower left", bbox_to_anchor=(-0.01, 1.0), handlelength=1.0, handleheight=1.0,
-                columnspacing=1.2)  # fmt: skip
+    axes.legend(
+        ncols=KEY_COLUMNS,
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        handlelength=1.0,
+        handleheight=1.0,
+        columnspacing=1.2,
+    )
     return longest
 
 

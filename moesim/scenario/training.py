@@ -25,12 +25,15 @@ from moesim.training.backward import TrainCost
 from moesim.training.framework import Framework, load_framework
 from moesim.training.items import Options, TrainBatch, forward_s
 from moesim.training.layout import Layout, even, given, weighted
+from moesim.training.overlaps.base import TripleOverlap, triple_overlaps
 from moesim.training.recompute import Recompute
-from moesim.training.schedules.base import Geometry, num_parts, schedules
+from moesim.training.schedules.base import Geometry, Schedule, num_parts, schedules
 from moesim.training.schedules.base import check as check_schedule
 from moesim.training.states import States
 from moesim.training.step import TrainSetup
 from moesim.training.work import LayerWork
+
+SEQUENTIAL = "none"
 
 
 @dataclass(eq=False)
@@ -154,6 +157,7 @@ def setup_of(scenario: Scenario, common: Common, framework: Framework) -> TrainS
     schedule = schedules.build(order.policy, order.params, field="training.schedule")
     geometry = Geometry(plan.pp, microbatches, plan.vpp)
     check_schedule(schedule, geometry, field="training.schedule")
+    _check_overlap(section, plan, schedule)
     work = common.work(scenario, plan, framework)
     return TrainSetup(
         work=work,
@@ -172,6 +176,32 @@ def setup_of(scenario: Scenario, common: Common, framework: Framework) -> TrainS
         overlap_gather=section.overlap_parameter_gather,
         mtp=section.mtp,
     )
+
+
+def _check_overlap(section: TrainingSection, plan: TrainPlan, schedule: Schedule) -> None:
+    """Make sure that an overlap of the expert layer has exchanges of its own to hide.
+
+    Raises
+    ------
+    InputError
+        With everything that hides them otherwise, or that is not described beside it.
+    """
+    named = section.overlap.policy
+    if named == SEQUENTIAL:
+        return
+    wrong = {
+        "training.schedule": schedule.pairs and "one without pairs, which hide the same exchanges",
+        "plan.ep": plan.ep == 1 and "at least 2, for there is no exchange",
+        "plan.etp": plan.etp > 1 and "1, for experts that are cut over ranks have exchanges inside",
+        "training.delayed_weight_gradient": section.delayed_weight_gradient and "false",
+    }
+    problems = [
+        Problem(field, f"goes not with training.overlap {named}; accepted: {accepted}")
+        for field, accepted in wrong.items()
+        if accepted
+    ]
+    if problems:
+        raise InputError(problems)
 
 
 def train_plan(section: PlanSection, cluster: Cluster) -> TrainPlan:
@@ -248,9 +278,16 @@ def _work(
         router_launches=framework.router_launches,
         fused_sinks=section.fused_sinks,
         captured_pieces=section.graphs == "partial",
+        overlap=_overlap(section),
     )
     cost = TrainCost(kernels, section.gradient_dtype, quantised=narrow)
     return LayerWork(model, plan, dtypes, batch, cost, fabric, shares, options, cluster.node.device.num_units)
+
+
+def _overlap(section: TrainingSection) -> TripleOverlap | None:
+    chosen = section.overlap
+    policy = triple_overlaps.build(chosen.policy, chosen.params, field="training.overlap")
+    return None if chosen.policy == SEQUENTIAL else policy
 
 
 def _fabric(scenario: Scenario, model: ModelSpec, plan: TrainPlan) -> Fabric:

@@ -20,6 +20,19 @@ class ScheduleSection(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class ExpertOverlapSection(BaseModel):
+    """How dispatch, experts and combine of a layer lie beside one another: a registered policy."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    policy: str = Field("none", description="registered expert overlap; other fields are its parameters")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the policy."""
+        return dict(self.__pydantic_extra__ or {})
+
+
 class TrainingSection(BaseModel):
     """What one optimizer step works on, and how."""
 
@@ -29,6 +42,9 @@ class TrainingSection(BaseModel):
     micro_batch_size: int = Field(1, ge=1, description="sequences of a microbatch in each replica")
     global_batch_size: int = Field(256, ge=1, description="sequences of a step")
     schedule: ScheduleSection = ScheduleSection()
+    overlap: ExpertOverlapSection = Field(
+        ExpertOverlapSection(), description="what of an expert layer's exchanges runs under its experts"
+    )
     recompute: tuple[str, ...] = Field(
         (), description="what the backward pass runs again: modules as Megatron-Core names them, or full"
     )

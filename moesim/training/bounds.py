@@ -12,6 +12,7 @@ from moesim.engine.program import Part
 from moesim.training.chunks import Block, Host, backward_blocks, forward_blocks
 from moesim.training.items import Item
 from moesim.training.layout import Layout
+from moesim.training.overlaps.base import run_s
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import Pass
 from moesim.training.step import TrainSetup
@@ -128,6 +129,12 @@ class LeastTimes:
         for block in blocks:
             done = _seconds(block.work, members)
             own, compute = own + done, compute + done + _seconds(block.beside, members)
+            if block.layer:
+                # all meet in it, and leave it together or apart
+                span = run_s(block.layer, np.prod(members, dtype=int)).reshape(members)
+                least = span.min(axis=-1)
+                device = device + own.max(axis=-1) + least
+                own = span - least[:, np.newaxis]
             if block.link is None or block.moved is None:
                 continue
             moved, beside = _seconds((block.moved,), members), _seconds(block.beside, members)

@@ -16,7 +16,8 @@ from moesim.engine.program import Instruction, Meet, Part, Program, Run, Wait
 from moesim.evidence import Estimate, Grade
 from moesim.metrics.breakdown import Share, path_breakdown
 from moesim.steps.block import COMM, COMPUTE
-from moesim.training.items import Item, Link, Piece, Work
+from moesim.training.items import Item, Link, Overlapped, Piece, Work
+from moesim.training.overlapped import num_launches
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import Pass
 from moesim.training.work import LayerWork
@@ -24,6 +25,7 @@ from moesim.training.work import LayerWork
 HOST = "host"
 STREAMS = (COMPUTE, COMM, HOST)
 HOST_FAMILY = "host"
+EXCHANGE_TAG = "dispatch"
 
 Errors = Mapping[str, NDArray[np.float64]]
 Segments = Sequence[Sequence[Item]]
@@ -54,13 +56,19 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Local work, an exchange that needs it, and work that runs beside the exchange."""
+    """Local work, an exchange that needs it, and work that runs beside the exchange.
+
+    ``layer`` are instructions of an overlapped expert layer that follows instead of an exchange; with
+    ``host_waits`` the host launches nothing more until all of that is done.
+    """
 
     work: tuple[Part, ...]
     launches: float
     link: Link | None = None
     moved: Part | None = None
     beside: tuple[Part, ...] = ()
+    layer: tuple[Instruction, ...] = ()
+    host_waits: bool = False
 
 
 def forward_blocks(items: Iterable[Item]) -> list[Block]:
@@ -71,6 +79,10 @@ def forward_blocks(items: Iterable[Item]) -> list[Block]:
     for item in items:
         if isinstance(item, Link):
             blocks.append(Block(tuple(work), launches, item, item.forward))
+            work, launches = [], 0.0
+        elif isinstance(item, Overlapped):
+            blocks.append(Block(tuple(work), launches, host_waits=item.host_waits))
+            blocks.append(Block((), num_launches(item.forward), layer=item.forward))
             work, launches = [], 0.0
         else:
             work += _merged((w.label, w.passes.forward) for w in item.work)
@@ -87,7 +99,7 @@ def backward_blocks(
     is run again goes down the items first.
     """
     with_input, with_weight = kind is not Pass.WEIGHT_GRADIENT, kind is not Pass.INPUT_GRADIENT
-    replays = any(isinstance(item, Link) and reruns(item.tag) for item in items)
+    replays = any(_exchanges_again(item, reruns) for item in items)
     blocks = _replayed(items, reruns) if with_input and replays else []
     work: list[Part] = []
     pending: list[Part] = []
@@ -102,6 +114,16 @@ def backward_blocks(
                 pending += _merged((w.label, w.passes.weight_gradient) for w in item.work)
             share = 0.5 if kind in (Pass.INPUT_GRADIENT, Pass.WEIGHT_GRADIENT) else 1.0
             launches += _launches(item) * host.backward_ratio * share
+        elif isinstance(item, Overlapped):
+            if not with_input:
+                pending += item.weight_gradient
+                continue
+            if item.activation is not None and not replays and reruns("expert_activation"):
+                work.append(Part("recompute", "compute", item.activation))
+            layer = item.backward if with_weight else item.input_gradient
+            launches += num_launches(layer) * host.backward_ratio
+            blocks.append(Block((*work, *pending), launches, layer=layer, host_waits=item.host_waits))
+            work, pending, launches = [], [], 0.0
         elif with_input:
             beside = tuple(pending) if item.hides_weight_gradient else ()
             own = work if beside else work + pending
@@ -111,12 +133,18 @@ def backward_blocks(
     return [*blocks, Block(last, launches)] if last or launches else blocks
 
 
+def _exchanges_again(item: Item, reruns: Callable[[str], bool]) -> bool:
+    if isinstance(item, Overlapped):
+        return reruns(EXCHANGE_TAG)
+    return isinstance(item, Link) and reruns(item.tag)
+
+
 def _replayed(items: Sequence[Item], reruns: Callable[[str], bool]) -> list[Block]:
     """Forward blocks of what is run again, called recomputation."""
     kept: list[Item] = []
     for item in items:
-        if isinstance(item, Link):
-            kept += [item] if reruns(item.tag) else []
+        if not isinstance(item, Piece):
+            kept += [item] if _exchanges_again(item, reruns) else []
             continue
         work = tuple(w for w in item.work if reruns(w.tag))
         if work:
@@ -189,6 +217,7 @@ class ChunkTimes:
             if block.link is not None:
                 instructions += self._moved(block)
                 instructions += self._joined(block)
+            instructions += self._layer(block)
         return Program(self.num_ranks, STREAMS, tuple(instructions))
 
     def _forward(self, segments: Segments) -> list[Block]:
@@ -222,7 +251,7 @@ class ChunkTimes:
         ratio = 1.0 / np.tile(speed, self.work.num_draws)
         instructions = [
             replace(i, parts=tuple(_scaled(part, ratio) for part in i.parts))
-            if isinstance(i, Run) and i.stream == COMPUTE
+            if isinstance(i, Run | Meet) and i.stream == COMPUTE
             else i
             for i in program.instructions
         ]
@@ -269,6 +298,11 @@ class ChunkTimes:
         estimate = block.moved.estimate
         lent = replace(estimate, seconds=estimate.seconds * self._lent_fraction)
         return [*moved, Run(COMPUTE, (*block.beside, Part("units lent to exchanges", "compute", lent)))]
+
+    @staticmethod
+    def _layer(block: Block) -> list[Instruction]:
+        read: list[Instruction] = [Wait(HOST, on=COMPUTE)] if block.host_waits else []
+        return [*block.layer, *read]
 
     def _joined(self, block: Block) -> list[Instruction]:
         assert block.link is not None

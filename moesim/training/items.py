@@ -13,11 +13,12 @@ from typing import TypeAlias
 
 import numpy as np
 
-from moesim.engine.program import Part
+from moesim.engine.program import Instruction, Part
 from moesim.evidence import Estimate
 from moesim.model.ops import AttentionPrefill, Op
 from moesim.network.traffic import Deduplication
 from moesim.training.backward import Passes, TrainCost
+from moesim.training.overlaps.base import TripleOverlap
 
 NOT_TRAINED = frozenset({"kv_write", "cross_kv_write"})
 """Operations that only a cache needs."""
@@ -80,7 +81,34 @@ class Link:
     host_waits: bool = False
 
 
-Item: TypeAlias = Piece | Link
+@dataclass(frozen=True, slots=True)
+class Overlapped:
+    """Dispatch, experts and combine of a layer in the order of an overlap policy.
+
+    Attributes
+    ----------
+    forward, backward, input_gradient : tuple of Instruction
+        What each pass launches, from rows that lie ready on the compute stream to their result there.
+    weight_gradient : tuple of Part
+        What is left for a weight-gradient pass.
+    activation : Estimate or None
+        Seconds of the activation inside the experts alone, forward.
+    forward_s : float
+        Of the slowest rank: a weight for layouts. [s]
+    host_waits : bool
+        The host must read counts before it launches this.
+    """
+
+    forward: tuple[Instruction, ...]
+    backward: tuple[Instruction, ...]
+    input_gradient: tuple[Instruction, ...]
+    weight_gradient: tuple[Part, ...]
+    activation: Estimate | None
+    forward_s: float
+    host_waits: bool
+
+
+Item: TypeAlias = Piece | Link | Overlapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +141,8 @@ class Options:
         Attention with learnt sinks runs in one kernel; otherwise as separate products and a softmax.
     captured_pieces : bool
         Attention and router run in captured graphs.
+    overlap : TripleOverlap or None
+        How dispatch, experts and combine lie beside one another; None: one after another.
     """
 
     deduplicate: Deduplication = "rank"
@@ -123,6 +153,7 @@ class Options:
     router_launches: int = 0
     fused_sinks: bool = False
     captured_pieces: bool = False
+    overlap: TripleOverlap | None = None
 
 
 def works(ops: Iterable[Op], label: str, cost: TrainCost, *, fused: bool = True) -> tuple[Work, ...]:
@@ -165,6 +196,8 @@ def forward_s(items: Iterable[Item]) -> float:
     for item in items:
         if isinstance(item, Piece):
             total += sum(float(np.max(w.passes.forward.seconds)) for w in item.work)
+        elif isinstance(item, Overlapped):
+            total += item.forward_s
         else:
             total += float(np.max(item.forward.estimate.seconds))
     return total

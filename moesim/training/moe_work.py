@@ -26,21 +26,25 @@ from moesim.network.exchanges.base import Load, Phase, exchange
 from moesim.training.backward import Passes
 from moesim.training.items import Item, Link, Piece, Work
 from moesim.training.loads import group_load
+from moesim.training.overlapped import Layer
 
 if TYPE_CHECKING:
     from moesim.training.work import LayerWork
 
 
 class MoeWork:
-    """Items of all MoE layers of a kind; experts and exchanges of all layers are priced together."""
+    """Items of all MoE layers of a kind; experts and exchanges of all layers are priced together.
 
-    def __init__(self, work: LayerWork, moe: MoeSpec) -> None:
-        self.outer, self.moe = work, moe
+    With ``fraction`` experts and exchanges are those of a part of the rows, as chunks of them would be.
+    """
+
+    def __init__(self, work: LayerWork, moe: MoeSpec, fraction: float = 1.0) -> None:
+        self.outer, self.moe, self.fraction = work, moe, fraction
         plan, fabric = work.plan, work.fabric
         self.rows = {layer: row for row, layer in enumerate(work.model.moe_layers)}
         self.ranks = plan.ep_ranks()
         # ranks that share an expert's width hold the same tokens once these are gathered: each sends its own
-        self.shared_tokens = work.local_tokens * plan.etp
+        self.shared_tokens = work.local_tokens * plan.etp * fraction
         self.load = group_load(
             work.shares,
             moe,
@@ -58,6 +62,13 @@ class MoeWork:
             self.dispatch, self.combine = self._exchanged("dispatch"), self._exchanged("combine")
         self._around = self._pieces()
         self._known: dict[bytes, list[Item]] = {}
+        self._parts: dict[float, MoeWork] = {1.0: self}
+
+    def at(self, fraction: float) -> MoeWork:
+        """The same for a part of the rows."""
+        if fraction not in self._parts:
+            self._parts[fraction] = MoeWork(self.outer, self.moe, fraction)
+        return self._parts[fraction]
 
     def items(self, layer: int) -> list[Item]:
         """Items of one layer; layers of equal loads share theirs."""
@@ -70,13 +81,13 @@ class MoeWork:
     def _items(self, row: int) -> list[Item]:
         plan = self.outer.plan
         before, after = self._around
-        activation = _flat(self.activation.forward, row)
-        experts = Piece((Work("experts", "experts", _row_of(self.experts, row), activation),))
+        experts, options = Piece((self.experts_of(row),)), self.outer.options
         if plan.ep == 1:
             return [before, *self._width_shared(experts), after]
-        there = Part("dispatch", "all_to_all", _over_ranks(self.dispatch, row, plan.ep))
-        back = Part("combine", "all_to_all", _over_ranks(self.combine, row, plan.ep))
-        options = self.outer.options
+        if options.overlap is not None:
+            return [before, Layer(self, row).overlapped(options.overlap), after]
+        there = Part("dispatch", "all_to_all", self.exchange_of("dispatch", row))
+        back = Part("combine", "all_to_all", self.exchange_of("combine", row))
         waits = options.host_reads_counts and options.capacity_factor is None
         dispatch = Link(
             there,
@@ -88,6 +99,16 @@ class MoeWork:
         )
         combine = Link(back, there, "dispatch", everybody=True, hides_weight_gradient=False)
         return [before, dispatch, *self._width_shared(experts), combine, after]
+
+    def experts_of(self, row: int) -> Work:
+        """Experts of one layer, ``(draw * member,)``."""
+        activation = _flat(self.activation.forward, row)
+        return Work("experts", "experts", _row_of(self.experts, row), activation)
+
+    def exchange_of(self, phase: str, row: int) -> Estimate:
+        """An exchange of one layer, ``(draw * member,)``."""
+        whole = self.dispatch if phase == "dispatch" else self.combine
+        return _over_ranks(whole, row, self.outer.plan.ep)
 
     def _width_shared(self, experts: Piece) -> list[Item]:
         """Experts cut over ranks: tokens are gathered among these before, and summed after."""
@@ -142,7 +163,7 @@ class MoeWork:
             ports=ports if there else ports.transposed(),
             row_bytes=outer.model.hidden_size * bytes_per_element(dtype) * payload_ratio,
             ranks=self.ranks,
-            tokens_per_rank=outer.local_tokens,
+            tokens_per_rank=outer.local_tokens * self.fraction,
             num_experts=self.moe.num_experts,
             deduplicate=outer.options.deduplicate,
         )

@@ -146,8 +146,8 @@ class TrainStep:
 
     def families(self) -> tuple[str, ...]:
         """Families of operations whose errors matter."""
-        kinds = self._kinds()
-        own = {f for part in range(len(self.parts)) for f in self._program(part, kinds[-1]).families()}
+        parts = range(len(self.parts))
+        own = {f for part in parts for kind in self._kinds() for f in self._program(part, kind).families()}
         states = {
             e.family
             for t in self._state_times()

@@ -106,3 +106,60 @@ def test_what_does_not_fit_says_what_would():
     with pytest.raises(InfeasibleError) as error:
         build_training(scenario(plan={"ep": 1}, training__schedule={"policy": "1f1b"}))
     assert "fits with one of" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "schedule"),
+    [
+        ({"policy": "chunked", "degree": 2}, {"policy": "interleaved"}),
+        ({"policy": "fine_grained"}, {"policy": "interleaved"}),
+        ({"policy": "persistent"}, {"policy": "interleaved"}),
+        ({"policy": "chunked"}, {"policy": "zb_v"}),
+    ],
+)
+def test_an_overlapped_expert_layer_hides_exchanges_under_any_schedule(overlap, schedule):
+    """Without a host nothing else changes: at most the exchanges of both stages are hidden."""
+    changes = {
+        "model": {"name": "qwen3_30b_a3b", "num_hidden_layers": 8},
+        "training__graphs": "full",
+        "training__schedule": schedule,
+    }
+    plain = run_training(scenario(**changes), with_changes=False).result
+    hidden = run_training(scenario(**changes, training__overlap=overlap), with_changes=False).result
+    before, after = (r.metrics["step_s"].value for r in (plain, hidden))
+    exchanges = sum(row.seconds for row in plain.breakdown if row.kind == "all_to_all")
+    assert before - 2 * exchanges < after < before
+    assert sum(row.seconds for row in hidden.breakdown) == pytest.approx(after, rel=1e-6)
+
+
+def test_one_chunk_is_no_overlap():
+    changes = {"training__graphs": "full"}
+    plain = seconds(scenario(**changes))
+    assert seconds(
+        scenario(**changes, training__overlap={"policy": "chunked", "degree": 1})
+    ) == pytest.approx(plain, rel=1e-8)
+
+
+def test_overlap_runs_again_where_everything_does():
+    changes = {"training__recompute": ["full"], "training__graphs": "full"}
+    kept = seconds(scenario(training__graphs="full", training__overlap={"policy": "fine_grained"}))
+    again = seconds(scenario(**changes, training__overlap={"policy": "fine_grained"}))
+    assert kept < again < seconds(scenario(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"training__schedule": {"policy": "interleaved_pairs"}}, "training.schedule"),
+        ({"plan": {"ep": 1, "pp": 2, "vpp": 2}}, "plan.ep"),
+        ({"plan": {"ep": 4, "etp": 2, "pp": 2, "vpp": 2}}, "plan.etp"),
+        ({"training__delayed_weight_gradient": True}, "training.delayed_weight_gradient"),
+        ({"training__overlap": {"policy": "chunkd"}}, "chunked"),
+        ({"training__overlap": {"policy": "chunked", "degre": 2}}, "training.overlap"),
+    ],
+)
+def test_an_overlap_without_exchanges_of_its_own_is_refused(changes, field):
+    with pytest.raises(InputError) as error:
+        build_training(scenario(**({"training__overlap": {"policy": "chunked"}} | changes)))
+    assert field in str(error.value)
+    assert any(word in str(error.value) for word in ("accepted", "unknown"))

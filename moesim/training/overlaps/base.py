@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +83,15 @@ class Triple:
 
 
 class TripleOverlap(Protocol):
-    """A policy. Before it, rows lie ready on the compute stream; after it, that stream holds the result."""
+    """A policy. Before it, rows lie ready on the compute stream; after it, that stream holds the result.
+
+    Attributes
+    ----------
+    reads_counts : bool
+        A dropless exchange makes the host wait for token counts before it launches the layer.
+    """
+
+    reads_counts: ClassVar[bool]
 
     def launch(self, triple: Triple) -> list[Instruction]:
         """Instructions on the streams of :mod:`moesim.steps.block`."""

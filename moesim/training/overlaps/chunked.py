@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -32,6 +32,7 @@ class Chunked:
     .. [1] Hwang et al., "Tutel: Adaptive Mixture-of-Experts at Scale," arXiv:2206.03382, section 3.3.
     """
 
+    reads_counts: ClassVar[bool] = True
     degree: Annotated[int, Field(ge=1)] | None = None
     choices: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 4, 8)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -40,6 +40,7 @@ class FineGrained:
        arXiv:2502.19811, section 3.
     """
 
+    reads_counts: ClassVar[bool] = True
     communicating_sms: Annotated[int, Field(ge=1)] | None = None
     tiles: Annotated[int, Field(ge=1)] = 16
     first_fraction: Annotated[float, Field(gt=0, lt=1)] = 2 / 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from moesim.engine.program import Instruction
 from moesim.training.overlaps.base import Triple, triple_overlaps
@@ -12,6 +13,8 @@ from moesim.training.overlaps.base import Triple, triple_overlaps
 @dataclass(frozen=True)
 class Sequential:
     """Dispatch, then experts, then combine."""
+
+    reads_counts: ClassVar[bool] = True
 
     def launch(self, triple: Triple) -> list[Instruction]:
         """One after the other."""

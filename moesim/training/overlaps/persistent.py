@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -30,6 +30,7 @@ class Persistent:
     .. [1] Aimuyo et al., "FlashMoE: Fast Distributed MoE in a Single Kernel," arXiv:2506.04667.
     """
 
+    reads_counts: ClassVar[bool] = False
     tiles: Annotated[int, Field(ge=1)] = 64
 
     def launch(self, triple: Triple) -> list[Instruction]:
