@@ -74,4 +74,4 @@ def _bundled_tree(path: Path) -> Tree:
     base = tree.data.get("same_as")
     if base is None:
         return tree
-    return read_tree(BUNDLED / f"{base}.json").merged(tree)
+    return _bundled_tree(BUNDLED / f"{base}.json").merged(tree)

@@ -27,7 +27,7 @@ def stored_as(fields: ConfigFields) -> str:
         return "fp8_block" if config.get("weight_block_size") else "fp8"
     if method in ("awq", "gptq"):
         return _BY_BITS.get(_whole(config.get("bits", config.get("w_bit"))), "")
-    if method.startswith("modelopt"):
+    if method.startswith("modelopt") or "quant_algo" in config:
         return "nvfp4" if "FP4" in str(config.get("quant_algo", "")).upper() else "fp8"
     if method == "compressed-tensors":
         return _compressed(config)
