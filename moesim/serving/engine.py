@@ -13,6 +13,25 @@ from moesim.serving.step_times import Floats
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """When an engine that decodes looks at new requests.
+
+    Attributes
+    ----------
+    iterations : int
+        After so many: of the last look, or where requests are gathered of the first that waits.
+    gathers : bool
+        See above.
+    fill : float
+        Prompt tokens over the token budget at which it looks earlier. [-]
+    """
+
+    iterations: int
+    gathers: bool = False
+    fill: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """Limits and habits of an engine; each limit holds on every attention-DP rank.
 
@@ -46,6 +65,8 @@ class Engine:
     delivery_tokens : float
         Tokens of a request that are made before its first one reaches the client: output is handled beside
         later iterations. [tokens]
+    hold : Hold, optional
+        None: it looks at new requests in every iteration.
     """
 
     num_blocks: int
@@ -62,6 +83,7 @@ class Engine:
     frontend_s: float = 0.0
     frontend_s_per_token: float = 0.0
     delivery_tokens: float = 0.0
+    hold: Hold | None = None
 
     def iteration_s(self, device_s: Floats, host_s: Floats) -> Floats:
         """Time of an iteration from its device and host parts. [s]"""

@@ -36,6 +36,8 @@ class Rank:
         The one request whose prompt is computed only in part.
     num_decodes, context_base : int
         See above.
+    kept : int
+        Requests that its instance has not looked at yet.
     own_blocks : int
         Blocks of the batch outside the prefix cache, as of decode step ``synced``.
     """
@@ -47,6 +49,7 @@ class Rank:
         "cache",
         "context_base",
         "engine",
+        "kept",
         "num_decodes",
         "own_blocks",
         "partial",
@@ -60,6 +63,7 @@ class Rank:
         self.waiting: deque[Live] = deque()
         self.running: dict[Live, None] = {}
         self.partial: Live | None = None
+        self.kept = 0
         self.num_decodes = 0
         self.context_base = 0
         self.own_blocks = 0
@@ -75,7 +79,7 @@ class Rank:
     @property
     def num_waiting(self) -> int:
         """Requests in the queue."""
-        return len(self.waiting)
+        return len(self.waiting) + self.kept
 
     @property
     def num_running(self) -> int:

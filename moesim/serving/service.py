@@ -13,6 +13,7 @@ from moesim.errors import InfeasibleError
 from moesim.evidence import rng_for
 from moesim.serving.engine import Engine
 from moesim.serving.expert_steps import ExpertsOf, StepExperts
+from moesim.serving.holding import HoldingInstance
 from moesim.serving.instance import ENDS, ROUTES, Instance
 from moesim.serving.iterations import Iterations
 from moesim.serving.live import NEVER, Live
@@ -105,6 +106,10 @@ class InstanceType(Protocol):
         ...
 
 
+def _kind(spec: InstanceSpec) -> InstanceType:
+    return HoldingInstance if spec.engine.hold else Instance
+
+
 class Service:
     """One run of a service; :meth:`run` plays it to its end.
 
@@ -120,7 +125,7 @@ class Service:
     seed : int
         Of the routers' draws.
     make : InstanceType
-        :class:`Instance`, or another that behaves alike.
+        Another than :class:`Instance` that behaves alike.
     progress : callable, optional
         Called with the number of finished requests now and then.
 
@@ -139,7 +144,7 @@ class Service:
         changes: Sequence[Change] = (),
         transfer: Transfer = Transfer(),  # noqa: B008 - frozen
         seed: int = 0,
-        make: InstanceType = Instance,
+        make: InstanceType | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> None:
         self.workload, self.specs, self.router = workload, tuple(instances), router
@@ -148,7 +153,9 @@ class Service:
         self.measures.delivery_tokens = self.specs[-1].engine.delivery_tokens
         clock = (self.agenda, self.measures, self)
         self.instances = [
-            make(i, s.engine, s.iterations, s.num_ranks, *clock, s.experts() if s.experts else None)
+            (make or _kind(s))(
+                i, s.engine, s.iterations, s.num_ranks, *clock, s.experts() if s.experts else None
+            )
             for i, s in enumerate(self.specs)
         ]
         self._open = [spec.starts for spec in self.specs]

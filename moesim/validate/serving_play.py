@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import lru_cache
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from moesim.evidence import rng_for
-from moesim.files import read_tree, validated
 from moesim.serving.deployment import Deployment
+from moesim.serving.engine import Hold
 from moesim.serving.instances import engine_of, iterations_of
 from moesim.serving.one_launch import Spread
 from moesim.serving.policies import routers
@@ -22,47 +17,13 @@ from moesim.serving.service import InstanceSpec, Role, Transfer
 from moesim.serving.service import Service as Simulated
 from moesim.serving.workload import Workload
 from moesim.units import PS_PER_S
+from moesim.validate.serving_conventions import conventions
 from moesim.validate.serving_points import Point
 from moesim.validate.serving_service import Service
 
-CONVENTIONS = Path(__file__).parent / "serving_conventions.yaml"
 MOST_REQUESTS = 400
 """More requests than this tell nothing more: waves after the first are alike."""
 LEAST_WAVES = 2
-
-
-class Rule(BaseModel):
-    """How the runs of some rows were made."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str = "*"
-    engine: str = "*"
-    version: str = "*"
-    shortest: float = Field(gt=0, le=1)
-    evidence: str
-
-    def fits(self, point: Point) -> bool:
-        """Whether the rule is for this row."""
-        given = (point.source, point.engine, point.engine_version)
-        wanted = (self.source, self.engine, self.version)
-        return all(fnmatchcase(name, pattern) for name, pattern in zip(given, wanted, strict=True))
-
-
-class Conventions(BaseModel):
-    """``serving_conventions.yaml``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    schema_version: Literal[1]
-    requests_per_client: int = Field(ge=2)
-    rules: tuple[Rule, ...] = Field(min_length=1)
-
-
-@lru_cache
-def conventions() -> Conventions:
-    """The shipped conventions."""
-    return validated(Conventions, read_tree(CONVENTIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +52,7 @@ def play(point: Point, service: Service) -> Played:
     InfeasibleError
         A request of the row could never be admitted.
     """
-    rule = next(rule for rule in conventions().rules if rule.fits(point))
+    rule, launch = conventions().rule(point), conventions().launch(point)
     usual = conventions().requests_per_client
     waves = max(LEAST_WAVES, min(usual, MOST_REQUESTS // point.concurrency))
     prompt, answer = _lengths(point, rule.shortest, waves * point.concurrency)
@@ -106,7 +67,10 @@ def play(point: Point, service: Service) -> Played:
         ]
     longest = point.input_tokens + point.output_tokens
     spread = Spread.of(prompt, answer)
-    specs = [spec for place in roles for spec in instances_of(*place, longest=longest, spread=spread)]
+    hold = launch.engine_hold() if launch else None
+    specs = [
+        spec for place in roles for spec in instances_of(*place, longest=longest, spread=spread, hold=hold)
+    ]
     simulated = Simulated(
         workload, specs, routers.build("least_loaded", {}, field="router"), transfer=_transfer(service)
     )
@@ -137,7 +101,13 @@ def _lengths(point: Point, shortest: float, count: int) -> tuple[NDArray[np.int6
 
 
 def instances_of(
-    deployment: Deployment, count: int, role: Role, *, longest: int, spread: Spread
+    deployment: Deployment,
+    count: int,
+    role: Role,
+    *,
+    longest: int,
+    spread: Spread,
+    hold: Hold | None = None,
 ) -> list[InstanceSpec]:
     """Instances of a deployment for the clock.
 
@@ -149,8 +119,10 @@ def instances_of(
         Tokens of the longest sequence that they meet. [tokens]
     spread : Spread
         Of the caches that decode together.
+    hold : Hold, optional
+        When they look at new requests.
     """
-    engine = engine_of(deployment, {})
+    engine = engine_of(deployment, {"hold": hold})
     prices = iterations_of(deployment, engine, how="memo", longest=longest, spread=spread)
     return [InstanceSpec(engine, prices, deployment.num_ranks, role) for _ in range(count)]
 

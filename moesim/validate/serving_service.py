@@ -11,6 +11,7 @@ from moesim.serving.checkpoints import WIDE, stored_formats
 from moesim.serving.deployment import Deployment
 from moesim.serving.machines import cluster_for
 from moesim.serving.profiles import load_profile
+from moesim.validate.serving_conventions import conventions
 from moesim.validate.serving_points import Layout, Point
 
 MOST_MEMORY = 0.97
@@ -83,7 +84,9 @@ class Services:
         fields = (point.model, point.device, point.engine, point.engine_version, point.gemm_dtype)
         # a prompt that is not cut must fit into one iteration: runs raise the budget for it
         longest = point.input_tokens + point.output_tokens
-        key = (*fields, point.expert_dtype, point.kv_dtype, layout, max_num_seqs, longest, point.mode)
+        launch = conventions().launch(point)
+        budget = launch.token_budget(point) if launch else None
+        key = (*fields, point.expert_dtype, point.kv_dtype, layout, max_num_seqs, longest, budget, point.mode)
         if key not in self._made:
             made = self._build(point, layout, max_num_seqs)
             if not _has_room(made, point):
@@ -103,7 +106,8 @@ class Services:
         weights = point.gemm_dtype or WIDE
         formats = stored_formats(model.name, weights, point.expert_dtype or weights)
         kv = point.kv_dtype or profile.kv_for(formats.experts if model.num_experts else formats.weights)
-        budget = profile.max_num_batched_tokens
+        launch = conventions().launch(point)
+        budget = (launch.token_budget(point) if launch else None) or profile.max_num_batched_tokens
         if not profile.chunked_prefill:
             budget = max(budget, point.input_tokens + point.output_tokens)
         return Deployment(

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from moesim.errors import InputError
-from moesim.validate.serving_play import conventions
+from moesim.validate.serving_conventions import conventions
 from moesim.validate.serving_points import read_points
 from moesim.validate.serving_requests import read_requests, replay, run_folders
 from moesim.validate.serving_run import JOURNAL, key_of, predict
@@ -161,7 +161,7 @@ def test_the_first_convention_that_fits_holds(tmp_path):
     dated = {**ROW, "id": "x", "source": "public benchmark dump, 2026-01-01"}
     undated = {**ROW, "id": "y", "source": "public benchmark dump, date unknown"}
     points = read_points(write(tmp_path / "p.csv", [dated, undated])).points
-    shortest = [next(r for r in conventions().rules if r.fits(p)).shortest for p in points]
+    shortest = [conventions().rule(p).shortest for p in points]
     assert shortest == [0.8, 0.9]
 
 
