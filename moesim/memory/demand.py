@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -104,23 +105,40 @@ def demand_of(
         weights = None if used.gate_weights is None else np.asarray(used.gate_weights, np.float32)
         tokens = (ids < trace.num_experts).astype(np.int32)
         return Demand(trace.num_experts, ids, tokens, starts, weights, prior_counts)
-    ids, tokens = _unions(np.asarray(used.expert_ids), trace.num_experts, tokens_per_pass)
+    each = [slice(at * tokens_per_pass, (at + 1) * tokens_per_pass) for at in range(passes)]
+    ids, tokens = _unions(np.asarray(used.expert_ids), trace.num_experts, each, tokens_per_pass)
+    return Demand(trace.num_experts, ids, tokens, starts, None, prior_counts)
+
+
+def demand_of_batches(
+    trace: RoutingTrace,
+    batches: Sequence[NDArray[np.int64]],
+    *,
+    prior_counts: NDArray[np.int64] | None = None,
+) -> Demand:
+    """Demand of passes that each serve the given tokens of a trace: batches that a policy formed."""
+    most = max(len(batch) for batch in batches)
+    ids, tokens = _unions(np.asarray(trace.expert_ids), trace.num_experts, batches, most)
+    starts = np.arange(len(batches)) == 0
     return Demand(trace.num_experts, ids, tokens, starts, None, prior_counts)
 
 
 def _unions(
-    expert_ids: NDArray[np.unsignedinteger], num_experts: int, per_pass: int
+    expert_ids: NDArray[np.unsignedinteger],
+    num_experts: int,
+    batches: Sequence[slice | NDArray[np.int64]],
+    most: int,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Distinct experts of every pass and layer, most used first, and their tokens."""
-    total, layers, slots = expert_ids.shape
-    passes = total // per_pass
+    """Distinct experts of each pass (``most`` tokens or fewer) and layer, most used first, and tokens."""
+    _, layers, slots = expert_ids.shape
+    passes = len(batches)
     wide = num_experts + 1
-    places = min(num_experts, per_pass * slots)
+    places = min(num_experts, most * slots)
     ids = np.full((passes, layers, places), num_experts, np.int32)
     tokens = np.zeros((passes, layers, places), np.int32)
     row = (np.arange(layers, dtype=np.int64) * wide)[:, None]
-    for index in range(passes):
-        part = np.minimum(expert_ids[index * per_pass : (index + 1) * per_pass], num_experts)
+    for index, batch in enumerate(batches):
+        part = np.minimum(expert_ids[batch, :, :], num_experts)
         counts = np.bincount((part + row).ravel(), minlength=layers * wide).reshape(layers, wide)[:, :-1]
         order = np.argsort(-counts, axis=-1, kind="stable")[:, :places]
         found = np.take_along_axis(counts, order, axis=-1)

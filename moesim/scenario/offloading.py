@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 
 from moesim.errors import InfeasibleError, InputError
 from moesim.memory.caches import CachePolicy, cache_policies
-from moesim.memory.demand import Demand, demand_of
+from moesim.memory.demand import Demand, demand_of, demand_of_batches
 from moesim.model import Dtypes, ModelSpec, from_hf
 from moesim.model.ops import Segment
 from moesim.model.parameters import expert_bytes, kv_bytes_per_token, weight_bytes
-from moesim.offload import Costs, Offload, executors, prefetchers
+from moesim.offload import Costs, Offload, batchers, executors, prefetchers
+from moesim.offload.batchers import batched_steps
 from moesim.offload.host import HostWork
 from moesim.offload.machine import costs_of
 from moesim.scenario.resolve import Resolved
@@ -172,13 +173,18 @@ def demand_for(scenario: Scenario, traffic: Traffic) -> Demand:
     size = scenario.batch.tokens_per_rank
     passes = scenario.offload.passes + scenario.offload.warmup_passes
     trace = traffic.held_out
-    if trace.num_tokens < size:
-        trace = _repeated(trace, size)
-    if scenario.offload.phase == "decode" and size > 1:
-        length = trace.num_tokens // size
-        rows = (np.arange(length)[:, None] + np.arange(size) * length).ravel()
-        trace = trace.take(rows)
+    batching = scenario.offload.batching
+    batcher = batchers.build(batching.policy, batching.params, field="offload.batching")
+    decoding = scenario.offload.phase == "decode" and size > 1
+    waiting = size * batcher.pool if decoding else size
+    if trace.num_tokens < waiting:
+        trace = _repeated(trace, waiting)
     prior = traffic.fit.counts()
+    if decoding:
+        steps = -(-passes // batcher.pool)
+        return demand_of_batches(
+            trace, batched_steps(trace, steps, size, batcher)[:passes], prior_counts=prior
+        )
     return demand_of(trace, size, max_passes=passes, prior_counts=prior)
 
 

@@ -265,12 +265,26 @@ class ExecutorSection(Strict):
         return dict(self.__pydantic_extra__ or {})
 
 
+class BatchingSection(Strict):
+    """Which of the waiting sequences share a decode pass: a registered batcher with its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    policy: str = Field("arrival", description="registered batcher; other fields are its parameters")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the batcher."""
+        return dict(self.__pydantic_extra__ or {})
+
+
 class OffloadSection(Strict):
     """What an offload run serves: ``batch.tokens_per_rank`` sequences or tokens a pass."""
 
     phase: Literal["decode", "prefill"] = "decode"
     passes: int = Field(32, ge=1, description="passes that are measured")
     warmup_passes: int = Field(16, ge=0, description="passes before them that fill the caches")
+    batching: BatchingSection = BatchingSection()
 
 
 class MemorySection(Strict):

@@ -11,6 +11,8 @@ import numpy as np
 from moesim.evidence import rng_for
 from moesim.memory.caches import CachePolicy, cache_policies, replay
 from moesim.memory.demand import Demand, demand_of
+from moesim.offload import batchers
+from moesim.offload.batchers import distinct_experts
 from moesim.traces.consistency import trace_of, with_consistency
 from moesim.validate.claims import Claim, Progress, published
 from moesim.validate.local_routing import CACHE_TOKENS, TOKENS, base_parameters, skewed
@@ -19,6 +21,7 @@ from moesim.validate.offload_sets.cases import demand_for, model_of
 Data = Mapping[str, Any]
 DRAWS = 20_000
 HYBRID_PASSES = 256
+BATCHED_POOLS = 256
 AHEAD = 2
 """Ids that Read-ME's router names beforehand: those of the present and of the next token."""
 
@@ -27,9 +30,27 @@ def hit_claims(data: Data, seed: int, progress: Progress) -> list[Claim]:
     """Read-ME's table, HybriMoE's, and policies relative to the optimum."""
     return [
         *_read_me(data["read_me"], seed),
+        *_read_me_batches(data["read_me_batching"], seed),
         *_hybrimoe(data["hybrimoe_hits"], seed),
         *_relative(data["relative_hits"], seed, progress),
     ]
+
+
+def _read_me_batches(given: Data, seed: int) -> list[Claim]:
+    """Distinct experts of a batch; even draws, one id a token."""
+    rng = rng_for(seed, "validate/read_me/batches")
+    waiting, experts = given["batch"] * given["pool"], given["experts"]
+    found = []
+    note = f"batches of {given['batch']}, two wait, cap of {given['cap']}: assumed; even draws"
+    ids = rng.integers(experts, size=(BATCHED_POOLS, waiting))
+    routes = ids[..., None, None] == np.arange(experts)
+    for name, experts_used in given["distinct"].items():
+        params = {"cap": given["cap"]} if name == "expert_cap" else {}
+        batcher = batchers.build(name, params | {"pool": given["pool"]})
+        ours = np.mean([distinct_experts(pool, batcher.batches(pool, given["batch"])) for pool in routes])
+        title = f"Read-ME distinct experts of a batch, {name}"
+        found.append(Claim(title, given["source"], "experts", experts_used, float(ours), 0.2, note=note))
+    return found
 
 
 def _hybrimoe(given: Data, seed: int) -> list[Claim]:

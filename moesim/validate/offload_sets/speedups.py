@@ -31,7 +31,7 @@ from moesim.validate.offload_sets.cases import (
     run,
 )
 from moesim.validate.offload_sets.duplex import duplex_claims
-from moesim.validate.offload_sets.flow import flow_claims
+from moesim.validate.offload_sets.flow import flow_claims, scheduling_claims
 from moesim.validate.offload_sets.pruning import pruning_claims
 
 Data = Mapping[str, Any]
@@ -47,6 +47,7 @@ def speedup_claims(data: Data, seed: int, progress: Progress) -> list[Claim]:
         _hobbit,
         _lens_rates,
         flow_claims,
+        scheduling_claims,
         duplex_claims,
         _fate,
         _modes,
