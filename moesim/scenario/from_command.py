@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
 from moesim.files import Tree
 from moesim.serving.commands import read_command
+from moesim.serving.engine import Hold
 from moesim.serving.from_command import Commanded, commanded
 
 WORKLOAD: dict[str, Any] = {
@@ -51,6 +53,7 @@ def _data(found: Commanded, version: str) -> dict[str, Any]:
         "all_to_all": command.all_to_all,
         "overlap_decode_tokens": command.overlap_decode_tokens,
         "overlap_prefill_tokens": command.overlap_prefill_tokens,
+        "hold": _hold(command.hold),
     }
     data: dict[str, Any] = {
         "schema_version": 1,
@@ -76,3 +79,11 @@ def _data(found: Commanded, version: str) -> dict[str, Any]:
     if deployment.model.num_experts:
         data["routing"] = {"generator": deployment.generator.name}
     return data
+
+
+def _hold(hold: Hold | None) -> dict[str, Any] | None:
+    """As a scenario has it."""
+    if hold is None:
+        return None
+    fill = {} if math.isinf(hold.fill) else {"fill": hold.fill}
+    return {"iterations": hold.iterations, "gathers": hold.gathers} | fill

@@ -12,7 +12,7 @@ from moesim.scenario.machine import communication_of
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
 from moesim.serving.deployment import Deployment
-from moesim.serving.engine import Engine
+from moesim.serving.engine import Engine, Hold
 from moesim.serving.expert_draws import Generator
 from moesim.serving.instances import engine_of
 from moesim.serving.policies import batching_policies
@@ -165,6 +165,9 @@ def _engine_changes(scenario: Scenario, deployment: Deployment) -> dict[str, Any
     changes: dict[str, Any] = {"prefix_caching": section.prefix_caching, "preemption": section.preemption}
     if section.num_gpu_blocks is not None:
         changes["num_blocks"] = section.num_gpu_blocks
+    if section.hold is not None:
+        fill = float("inf") if section.hold.fill is None else section.hold.fill
+        changes["hold"] = Hold(section.hold.iterations, section.hold.gathers, fill)
     if section.batching is not None:
         changes["batching"] = batching_policies.build(section.batching, field="engine.batching")
     if section.preemption == "swap":

@@ -59,6 +59,19 @@ class WorkloadSection(_Policy):
     turns: TurnSection | None = None
 
 
+class HoldSection(_Strict):
+    """When an engine that decodes looks at new requests."""
+
+    iterations: int = Field(
+        ge=1,
+        description="after so many since the last look, or since the first that waits if it gathers them",
+    )
+    gathers: bool = Field(False, description="whether prompts wait for others")
+    fill: float | None = Field(
+        None, gt=0, description="prompt tokens over the token budget that end the wait; default: nothing does"
+    )
+
+
 class EngineSection(_Strict):
     """An engine profile by name and version, and what this service sets otherwise."""
 
@@ -83,6 +96,9 @@ class EngineSection(_Strict):
         None,
         description="whether tokens go to their experts only; otherwise every rank gathers all. Default: the "
         "engine's, which depends on the ranks",
+    )
+    hold: HoldSection | None = Field(
+        None, description="let new requests wait while others decode; default: looked at in every iteration"
     )
     overlap_decode_tokens: int | None = Field(
         None, ge=2, description="tokens of every rank from which overlap cuts an iteration of decodes"

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from moesim.errors import InputError, Problem, did_you_mean
 from moesim.registry import Registry
+from moesim.serving.engine import Hold
 from moesim.units import KB, KIB
 
 Convert = Callable[[str], Any]
@@ -48,6 +49,8 @@ class Command:
         Overlap policy; empty without one.
     overlap_decode_tokens, overlap_prefill_tokens : int or None
         Tokens of a rank from which iterations without and with prompts are cut in parts. [tokens]
+    hold : Hold or None
+        When it looks at new requests; None: in every iteration.
     all_to_all : bool or None
         Whether tokens go to their experts only, however few the ranks; None: the engine's default.
     without_effect : tuple of str
@@ -77,6 +80,7 @@ class Command:
     overlap: str = ""
     overlap_decode_tokens: int | None = None
     overlap_prefill_tokens: int | None = None
+    hold: Hold | None = None
     all_to_all: bool | None = None
     without_effect: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()

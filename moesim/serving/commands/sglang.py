@@ -15,6 +15,7 @@ from moesim.serving.commands.base import (
     sends_to_experts,
     whole,
 )
+from moesim.serving.engine import Hold
 
 FLAGS = Flags(
     values={
@@ -39,6 +40,7 @@ FLAGS = Flags(
         "--page-size": ("block_tokens", whole),
         "--max-total-tokens": ("total_tokens", whole),
         "--speculative-num-steps": ("draft_tokens", whole),
+        "--scheduler-recv-interval": ("look_every", whole),
         "--moe-a2a-backend": ("all_to_all", sends_to_experts),
     },
     switches={
@@ -99,6 +101,7 @@ class SglangLaunch:
             max_num_batched_tokens=chunk if chunk and chunk > 0 else None,
             chunked_prefill=None if chunk is None else chunk > 0,
             num_blocks=total // block if total else None,
+            hold=Hold(every) if (every := values.get("look_every", 1)) > 1 else None,
             without_effect=tuple(parsed.without_effect),
             unknown=tuple(parsed.unknown),
             **{name: values[name] for name in SETTINGS if name in values},

@@ -10,6 +10,7 @@ from typing import Any
 from moesim.errors import InputError, Problem
 from moesim.files import read_tree
 from moesim.serving.commands.base import Command, Flags, engine_commands, fraction, whole
+from moesim.serving.engine import Hold
 
 FLAGS = Flags(
     values={
@@ -40,6 +41,8 @@ QUIET = frozenset(
     }
 )
 """Keys of the options file that change no time."""
+WAITS = frozenset({"batch_wait_timeout_iters", "batch_wait_max_tokens_ratio"})
+"""How long prompts wait for others, and which share of the token budget ends the wait."""
 DEGREES = {
     "tensor_parallel_size": "tp",
     "pipeline_parallel_size": "pp",
@@ -82,10 +85,18 @@ class TrtllmServe:
             memory_fraction=values.get("memory_fraction"),
             prefix_caching=values.get("prefix_caching"),
             draft_tokens=values.get("draft_tokens"),
+            hold=_hold(values),
             without_effect=tuple(parsed.without_effect),
             unknown=tuple(unknown),
             **settings,
         )
+
+
+def _hold(values: Mapping[str, Any]) -> Hold | None:
+    iterations, share = (values.get(name) or 0 for name in sorted(WAITS, reverse=True))
+    if not iterations or not share:
+        return None
+    return Hold(int(iterations), gathers=True, fill=float(share))
 
 
 def _options(path: Path, unknown: list[str]) -> dict[str, Any]:
@@ -98,7 +109,7 @@ def _options(path: Path, unknown: list[str]) -> dict[str, Any]:
             found |= _cache(value)
         elif key == "speculative_config" and isinstance(value, Mapping):
             found["draft_tokens"] = int(value.get("num_nextn_predict_layers", value.get("max_draft_len", 1)))
-        elif key in DEGREES or key == "enable_attention_dp":
+        elif key in DEGREES or key == "enable_attention_dp" or key in WAITS:
             found[key] = value
         elif key not in QUIET:
             unknown.append(f"{path.name}: {key}")

@@ -2,6 +2,7 @@ import pytest
 
 from moesim.errors import InputError
 from moesim.serving.commands import read_command
+from moesim.serving.engine import Hold
 from moesim.serving.from_command import commanded
 from moesim.serving.machines import cluster_for
 
@@ -42,6 +43,19 @@ def test_trtllm_reads_its_options_file(tmp_path):
     assert (command.tp, command.attention_dp, command.ep) == (1, 8, 8)
     assert (command.kv, command.draft_tokens) == ("fp8", 2)
     assert command.unknown == ("extra.yml: mystery",)
+
+
+def test_engines_may_be_told_to_look_at_new_requests_now_and_then(tmp_path):
+    text = "python3 -m sglang.launch_server --model-path deepseek-ai/DeepSeek-R1 --tp 8"
+    assert read_command(text).hold is None
+    assert read_command(f"{text} --scheduler-recv-interval 1").hold is None
+    assert read_command(f"{text} --scheduler-recv-interval 30").hold == Hold(30)
+    options = tmp_path / "extra.yml"
+    options.write_text("batch_wait_timeout_iters: 20\nbatch_wait_max_tokens_ratio: 0.9\n")
+    waits = "trtllm-serve nvidia/DeepSeek-R1-FP4 --tp_size 8 --extra_llm_api_options"
+    assert read_command(f"{waits} {options}").hold == Hold(20, gathers=True, fill=0.9)
+    options.write_text("batch_wait_timeout_iters: 20\n")
+    assert read_command(f"{waits} {options}").hold is None
 
 
 @pytest.mark.parametrize(
