@@ -37,6 +37,7 @@ def _data(found: Commanded, version: str) -> dict[str, Any]:
     deployment, command = found.deployment, found.command
     plan, dtypes = deployment.plan, deployment.dtypes
     name = f"{deployment.model.name}_{deployment.cluster.node.device.name}_{command.engine}"
+    drafts = command.draft_tokens if deployment.model.num_mtp_layers else None
     engine = {
         "name": command.engine,
         "version": version,
@@ -47,8 +48,8 @@ def _data(found: Commanded, version: str) -> dict[str, Any]:
         "memory_fraction": command.memory_fraction,
         "chunked_prefill": command.chunked_prefill,
         "prefix_caching": command.prefix_caching,
-        "draft_tokens": command.draft_tokens,
-        "acceptance": None if command.draft_tokens is None else deployment.profile.speculation.acceptance,
+        "draft_tokens": drafts,
+        "acceptance": deployment.profile.speculation.acceptance if drafts else None,
         "async_scheduling": command.async_scheduling,
         "all_to_all": command.all_to_all,
         "overlap_decode_tokens": command.overlap_decode_tokens,

@@ -145,7 +145,7 @@ def _typical(pool: Pool, measures: Measures, built: Serving) -> StepShape:
     steps = sum(float(series.column("steps").sum()) for series in own)
     tokens = sum(float(series.column("output_tokens").sum()) for series in own)
     ranks = pool.deployment.num_ranks
-    batch = max(tokens / max(steps, 1.0) / ranks, 1.0)
+    batch = max(tokens / max(steps, 1.0) / ranks / pool.deployment.tokens_per_step, 1.0)
     context = float(np.mean(built.workload.input_tokens + built.workload.output_tokens / 2))
     ones = np.ones((1, ranks))
     return StepShape.of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moesim.errors import InputError, Problem
@@ -11,12 +11,14 @@ from moesim.parallel.plan import Plan
 from moesim.scenario.machine import communication_of
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
+from moesim.scenario.serving_schema import EngineSection
 from moesim.serving.deployment import Deployment
+from moesim.serving.drafting import most_spread
 from moesim.serving.engine import Engine, Hold
 from moesim.serving.expert_draws import Generator
 from moesim.serving.instances import engine_of
 from moesim.serving.policies import batching_policies
-from moesim.serving.profiles import NEWEST, Profile, load_profile
+from moesim.serving.profiles import DEFAULT_ACCEPTANCE, NEWEST, Profile, Speculation, load_profile
 from moesim.serving.service import Role
 from moesim.steps.overlap import overlap_policies
 
@@ -149,20 +151,36 @@ def _profile(scenario: Scenario, warnings: list[str]) -> Profile:
     changes |= profile.with_exchanges(
         section.all_to_all, section.overlap_decode_tokens, section.overlap_prefill_tokens
     )
-    if section.draft_tokens is not None or section.acceptance is not None:
-        known = profile.speculation
-        drafts = known.draft_tokens if section.draft_tokens is None else section.draft_tokens
-        acceptance = known.acceptance if section.acceptance is None else section.acceptance
-        changes["speculation"] = known.model_copy(
-            update={"draft_tokens": drafts, "draft_tokens_attention_dp": drafts, "acceptance": acceptance}
-        )
+    changes["speculation"] = _speculation(section, profile.speculation, warnings)
     return profile.model_copy(update=changes)
+
+
+def _speculation(section: EngineSection, known: Speculation, warnings: list[str]) -> Speculation:
+    """Drafts as the scenario has them, else as the engine's version does."""
+    changes: dict[str, object] = {}
+    if section.draft_tokens is not None:
+        changes = dict.fromkeys(("draft_tokens", "draft_tokens_attention_dp"), section.draft_tokens)
+    acceptance = known.acceptance if section.acceptance is None else section.acceptance
+    if section.draft_tokens and not acceptance and section.acceptance is None:
+        acceptance = DEFAULT_ACCEPTANCE
+        warnings.append(f"engine.acceptance: not given, {acceptance} is assumed")
+    spread, most = section.acceptance_spread, most_spread(acceptance)
+    if spread and spread >= most:
+        accepted = f"below {most:.3g}, what a mean of {acceptance:g} allows"
+        raise InputError.at("engine.acceptance_spread", spread, accepted)
+    return known.model_copy(update=changes | {"acceptance": acceptance, "acceptance_spread": spread})
 
 
 def _engine_changes(scenario: Scenario, deployment: Deployment) -> dict[str, Any]:
     """Fields of the engine that the scenario sets."""
     section = scenario.engine
     changes: dict[str, Any] = {"prefix_caching": section.prefix_caching, "preemption": section.preemption}
+    drafting = deployment.drafting
+    if drafting is not None:
+        changes["drafting"] = replace(drafting, seed=scenario.seed)
+    elif section.draft_tokens:
+        accepted = "0: the model has no layers of multi-token prediction"
+        raise InputError.at("engine.draft_tokens", section.draft_tokens, accepted)
     if section.num_gpu_blocks is not None:
         changes["num_blocks"] = section.num_gpu_blocks
     if section.hold is not None:

@@ -109,7 +109,15 @@ class EngineSection(_Strict):
     preemption: Literal["recompute", "swap"] = "recompute"
     reserve_whole: bool | None = Field(None, description="start a request only when its last token fits")
     draft_tokens: int | None = Field(None, ge=0, description="speculative tokens of a step (MTP)")
-    acceptance: float | None = Field(None, ge=0, le=1, description="chance that a draft is right")
+    acceptance: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="chance that a draft is right if those before it are, mean of requests",
+    )
+    acceptance_spread: float = Field(
+        0.0, ge=0, description="standard deviation of that chance from request to request"
+    )
 
 
 class RouterSection(_Policy):

@@ -43,7 +43,9 @@ def admit(rank: Rank, *, with_decodes: bool, from_queue: bool) -> Admitted:
         Whether the queue may be touched.
     """
     engine, result = rank.engine, Admitted()
-    budget = engine.max_num_batched_tokens - (rank.num_decodes if with_decodes else 0)
+    budget = engine.max_num_batched_tokens
+    if with_decodes:
+        budget -= rank.num_decodes * engine.tokens_per_decode
     if rank.partial is not None:
         budget -= _continue(rank, rank.partial, budget, result)
     if not from_queue or not engine.batching.admits(len(rank.running)):
@@ -71,8 +73,8 @@ def _continue(rank: Rank, live: Live, budget: int, result: Admitted) -> int:
 
 def _carry(rank: Rank, live: Live, budget: int, with_decodes: bool, result: Admitted) -> int:
     """Blocks for KV that is brought here; the one token that it will decode, 0 when it has to wait."""
-    # a decode of this very iteration stores one more token
-    blocks = rank.blocks_to(live, live.prompt_tokens + (1 if with_decodes else 0))
+    # a decode of this very iteration stores what it gains
+    blocks = rank.blocks_to(live, live.prompt_tokens + (rank.first_gain(live) if with_decodes else 0))
     if budget < 1 or blocks > rank.available_blocks:
         return 0
     rank.take(blocks)

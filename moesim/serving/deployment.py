@@ -17,6 +17,7 @@ from moesim.network.fabric import Communication, Fabric
 from moesim.network.faults import Faults
 from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
+from moesim.serving.drafting import Drafting
 from moesim.serving.engine_cost import engine_cost
 from moesim.serving.expert_draws import Generator
 from moesim.serving.one_launch import Spread
@@ -24,7 +25,7 @@ from moesim.serving.overlapped import layers_s
 from moesim.serving.profiles import Profile
 from moesim.serving.step_costs import COMBINE, DISPATCH, EXPERTS, StepCosts, Term, total
 from moesim.serving.step_times import StepShape
-from moesim.serving.tabulated import BATCHES, ExactParts, Parts, TabulatedParts, along
+from moesim.serving.tabulated import BATCHES, DRAFT_CONTEXT, ExactParts, Parts, TabulatedParts, along
 from moesim.steps.overlap import Overlap
 from moesim.units import GB
 
@@ -100,9 +101,14 @@ class Deployment:
         return self.profile.speculation.drafts(self.plan.attention_dp) if has_layers else 0
 
     @property
+    def drafting(self) -> Drafting | None:
+        """Drafts of the engine with this model; None without."""
+        return self.profile.speculation.drafting(self.drafts) if self.drafts else None
+
+    @property
     def tokens_per_step(self) -> float:
         """Mean tokens that a sequence gains in a decode step. [tokens]"""
-        return self.profile.speculation.tokens_per_step(self.drafts)
+        return 1.0 if self.drafting is None else self.drafting.gain
 
     @cached_property
     def costs(self) -> StepCosts:
@@ -340,7 +346,13 @@ class DeploymentTimes:
             exposed = np.maximum(self._woven_s(shapes) - times * total(body), 0.0)
             moves = [replace(t, seconds=t.seconds * exposed / (times * total(moves))) for t in moves]
         repeated = tuple(replace(term, seconds=times * term.seconds) for term in (*body, *moves))
-        return (*repeated, *costs.head(shapes.num_decodes.max(axis=1)))
+        batch = shapes.num_decodes.max(axis=1)
+        return (*repeated, *costs.head(batch), *self._draft_terms(batch))
+
+    def _draft_terms(self, batch: Floats) -> tuple[Term, ...]:
+        drafts, context = self.deployment.drafts, np.full_like(batch, float(DRAFT_CONTEXT))
+        each = self.deployment.costs.draft(np.maximum(batch, 1.0), context) if drafts else ()
+        return tuple(replace(term, seconds=drafts * term.seconds) for term in each)
 
     def _padded(self, shapes: StepShape) -> Floats:
         """New tokens of each rank, a decode batch padded to the next captured graph."""

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 
 from moesim.serving.batching.mixed import Mixed
+from moesim.serving.drafting import Drafting
 from moesim.serving.policies import Batching
 from moesim.serving.step_times import Floats
 
@@ -62,6 +63,8 @@ class Engine:
     frontend_s, frontend_s_per_token : float
         From the arrival of a request to the scheduler's queue: parsing, tokenisation, transport; once, and
         for each prompt token. [s]
+    drafting : Drafting or None
+        Speculative decoding; None: a sequence gains one token a step.
     delivery_tokens : float
         Tokens of a request that are made before its first one reaches the client: output is handled beside
         later iterations. [tokens]
@@ -84,6 +87,12 @@ class Engine:
     frontend_s_per_token: float = 0.0
     delivery_tokens: float = 0.0
     hold: Hold | None = None
+    drafting: Drafting | None = None
+
+    @property
+    def tokens_per_decode(self) -> int:
+        """New tokens of a decoding sequence in an iteration: its own and its drafts."""
+        return 1 if self.drafting is None else 1 + self.drafting.tokens
 
     def iteration_s(self, device_s: Floats, host_s: Floats) -> Floats:
         """Time of an iteration from its device and host parts. [s]"""

@@ -118,14 +118,10 @@ class Costs(Protocol):
     ----------
     drafts : int
         Tokens that a decoding sequence brings to a step beside its own. [tokens]
-    gain : float
-        Tokens that it gains in one. [tokens]
     """
 
     @property
     def drafts(self) -> int: ...  # noqa: D102
-    @property
-    def gain(self) -> float: ...  # noqa: D102
 
     def beside_mean_s(self, load: ExpertLoad, tokens: Floats) -> Floats:
         """What iterations take beside the mean of iterations of as many tokens, ``(step,)``. [s]"""
@@ -143,7 +139,7 @@ class ExpertCosts:
     """
 
     def __init__(self, deployment: Deployment, scale: float = 1.0) -> None:
-        self.drafts, self.gain = deployment.drafts, deployment.tokens_per_step
+        self.drafts = deployment.drafts
         self._costs, self._scale = deployment.costs, scale
         most = float(deployment.token_budget * deployment.plan.attention_dp)
         self._grid = token_grid(most)
@@ -169,19 +165,21 @@ class StepExperts:
         self.rows, self.costs, self.balance = rows, costs, balance
         self.series = Series(COLUMNS)
         self.moves, self.moved_s = 0, 0.0
-        self._per_decode, self._gain = 1 + costs.drafts, costs.gain
+        self._per_decode = 1 + costs.drafts
         self._due_s = 0.0  # weights that move before the next iteration
         self._counts: Ints = np.zeros((0, 0, 0), dtype=np.int64)
         self._imbalance: Floats = np.zeros(0)
         self._touched: Floats = np.zeros(0)
 
-    def decodes_s(self, request: Ints, generated: Ints, count: int) -> Floats:
+    def decodes_s(self, request: Ints, before: Callable[[int], Ints], count: int) -> Floats:
         """Seconds to add to each of up to ``count`` iterations of the same decoding sequences.
 
         Parameters
         ----------
-        request, generated : ndarray of int64, ``(sequence,)``
-            Which, and the tokens that each has emitted before the first iteration.
+        request : ndarray of int64, ``(sequence,)``
+            Which.
+        before : callable
+            Tokens that each has emitted before each of so many iterations, ``(iteration, sequence)``.
         count : int
             Fewer are answered where the placement changes before, or to bound memory.
         """
@@ -189,8 +187,8 @@ class StepExperts:
             len(request) * self._per_decode * self.rows.expert_ids.shape[1] * self.rows.expert_ids.shape[2]
         )
         count = max(min(count, self.balance.horizon(), MOST_CHOICES // max(choices, 1)), 1)
-        rows = self._decode_rows(request, generated, count)
-        extra = self._extra(self.rows.counts(rows), np.full(count, float(rows.shape[1]))) / self._gain
+        rows = self._decode_rows(request, before(count))
+        extra = self._extra(self.rows.counts(rows), np.full(count, float(rows.shape[1])))
         extra[0] += self._due_s
         return extra
 
@@ -199,7 +197,7 @@ class StepExperts:
 
         ``chunks`` holds, of each prompt, its request, new tokens, and tokens cached before.
         """
-        rows = self._decode_rows(request, generated, 1)
+        rows = self._decode_rows(request, generated[None])
         counts = self.rows.counts(rows)
         tokens = rows.shape[1]
         new = sum(chunk for _, chunk, _ in chunks)
@@ -212,8 +210,7 @@ class StepExperts:
             found = self.rows.counts(self.rows.prompts.rows(owner[used], place[used])[None])
             counts = counts + np.rint(found * (new / len(used))).astype(np.int64)
             tokens += new
-        extra = float(self._extra(counts, np.array([float(tokens)]))[0])
-        return (extra if new else extra / self._gain) + self._due_s
+        return float(self._extra(counts, np.array([float(tokens)]))[0]) + self._due_s
 
     def done(self, began_ps: int, ends: list[int]) -> None:
         """Iterations just priced have run, as many as there are ends."""
@@ -225,12 +222,14 @@ class StepExperts:
         self.moves += moved_s > 0
         self.moved_s += moved_s
 
-    def _decode_rows(self, request: Ints, generated: Ints, count: int) -> Ints:
-        """Rows of each sequence's next token, and of its drafts, ``(step, token)``."""
-        ahead = np.arange(count)[:, None, None] + np.arange(self._per_decode)
-        position = generated[:, None] + ahead
+    def _decode_rows(self, request: Ints, generated: Ints) -> Ints:
+        """Rows of each sequence's next token and of its drafts, ``(step, token)``.
+
+        ``generated`` holds the tokens before each step, ``(step, sequence)``.
+        """
+        position = generated[..., None] + np.arange(self._per_decode)
         owner = np.broadcast_to(request[:, None], position.shape)
-        return self.rows.answers.rows(owner, position).reshape(count, -1)
+        return self.rows.answers.rows(owner, position).reshape(len(generated), -1)
 
     def _extra(self, counts: Ints, tokens: Floats) -> Floats:
         spread = self.balance.spread(counts)

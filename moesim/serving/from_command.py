@@ -16,7 +16,7 @@ from moesim.serving.checkpoints import WIDE, stored_formats
 from moesim.serving.commands import Command
 from moesim.serving.deployment import Deployment
 from moesim.serving.machines import cluster_for
-from moesim.serving.profiles import NEWEST, Profile, load_profile
+from moesim.serving.profiles import DEFAULT_ACCEPTANCE, NEWEST, Profile, load_profile
 from moesim.steps.overlap import overlap_policies
 
 LABELS = {
@@ -74,7 +74,7 @@ def commanded(command: Command, device: str, version: str = "") -> Commanded:
     warnings: list[str] = []
     model, spelled = _model(command.model)
     label = _label(command, model, spelled, warnings)
-    profile = _profile(command, version, warnings)
+    profile = _profile(command, model, version, warnings)
     stage = command.tp * command.attention_dp
     ep = command.ep if model.num_experts else stage
     if stage % ep:
@@ -136,7 +136,7 @@ def _label(command: Command, model: ModelSpec, spelled: str, warnings: list[str]
     return WIDE
 
 
-def _profile(command: Command, version: str, warnings: list[str]) -> Profile:
+def _profile(command: Command, model: ModelSpec, version: str, warnings: list[str]) -> Profile:
     profile = load_profile(command.engine, version or NEWEST, where="--from")
     if not profile.is_exact:
         asked = f"version {version!r}" if version else "newest version, as none is named,"
@@ -152,6 +152,8 @@ def _profile(command: Command, version: str, warnings: list[str]) -> Profile:
         command.all_to_all, command.overlap_decode_tokens, command.overlap_prefill_tokens
     )
     if command.draft_tokens is not None:
+        if command.draft_tokens and not model.num_mtp_layers:
+            warnings.append("drafts ignored: the model has no layers of multi-token prediction")
         acceptance = profile.speculation.acceptance or DEFAULT_ACCEPTANCE
         changes["speculation"] = profile.speculation.model_copy(
             update={
@@ -161,7 +163,3 @@ def _profile(command: Command, version: str, warnings: list[str]) -> Profile:
             }
         )
     return profile.model_copy(update=changes)
-
-
-DEFAULT_ACCEPTANCE = 0.62
-"""Fitted: acceptance of a draft in public runs of DeepSeek-R1 with three drafts."""

@@ -15,14 +15,15 @@ import numpy as np
 
 from moesim.engine.agenda import Agenda
 from moesim.serving.admission import admit
+from moesim.serving.decoders import Decoders
+from moesim.serving.drafting_rank import rank_of
 from moesim.serving.engine import Engine
 from moesim.serving.expert_steps import StepExperts
-from moesim.serving.iterations import Iterations, PerRank
+from moesim.serving.iterations import Iterations
 from moesim.serving.live import NEVER, Live
 from moesim.serving.measures import Measures
 from moesim.serving.owner import Owner
 from moesim.serving.pricing import FEW, Pricer
-from moesim.serving.rank import FOREVER, Rank, emitted
 
 ENDS, ROUTES, PLANS = 0, 1, 2
 """Phases of an instant: iterations end, requests find a rank, iterations begin."""
@@ -60,14 +61,11 @@ class Instance:
         self.index, self.engine, self.experts = index, engine, experts
         self.pricer = Pricer(iterations, num_ranks)
         self.agenda, self.measures, self.owner = agenda, measures, owner
-        self.ranks = [Rank(engine) for _ in range(num_ranks)]
+        self.ranks = [rank_of(engine) for _ in range(num_ranks)]
         self.alive = True
-        self._decodes = np.zeros(num_ranks, dtype=np.int64)
-        self._bases = np.zeros(num_ranks, dtype=np.int64)
+        self._decoders = Decoders(self.ranks, drafts=engine.drafting is not None)
         self._queued: dict[int, None] = {}
         self._held: dict[Live, tuple[int, int]] = {}
-        self._safe = [FOREVER] * num_ranks
-        self._stale: dict[int, None] = {}
         self._step = 0
         self._finishing: dict[int, dict[Live, int]] = {}
         self._finish_steps: list[int] = []
@@ -79,8 +77,7 @@ class Instance:
         self._decoding = False
         self._token = 0
         self._asked = False
-        self._num_decodes = self._num_waiting = self._num_running = 0
-        self._num_blocks = 0
+        self._num_waiting = self._num_running = self._num_blocks = 0
         self._next_look_ps = 0
         self._absent_ps = 0
 
@@ -116,7 +113,7 @@ class Instance:
         """Blocks of a request that has been handed over are free."""
         index, blocks = self._held.pop(live, (0, 0))
         self.ranks[index].own_blocks -= blocks
-        self._stale[index] = None
+        self._decoders.touch(index)
         if self.alive:
             self.wake()
 
@@ -141,17 +138,14 @@ class Instance:
             # KV that was carried is lost, with the token that comes after it known
             live.prompt_tokens += int(live.carried)
             live.carried = False
-        size = len(self.ranks)
         self.alive = False
-        self.ranks = [Rank(self.engine) for _ in range(size)]
-        self._decodes[:] = 0
-        self._bases[:] = 0
-        self._queued, self._stale, self._fresh, self._held = {}, {}, {}, {}
-        self._safe = [FOREVER] * size
+        self.ranks = [rank_of(self.engine) for _ in self.ranks]
+        self._decoders = Decoders(self.ranks, drafts=self._decoders.drafts)
+        self._queued, self._fresh, self._held = {}, {}, {}
         self._finishing, self._finish_steps = {}, []
         self._ends, self._chunks, self._token = [], [], self._token + 1
         self._step, self._last_decode_ps = 0, NEVER
-        self._num_decodes = self._num_waiting = self._num_running = self._num_blocks = 0
+        self._num_waiting = self._num_running = self._num_blocks = 0
         self._absent_ps = 0
         return lost
 
@@ -180,7 +174,7 @@ class Instance:
         if decoding and not mixes:
             lost = self._secure()
             moved, thrashed = moved + lost, lost > 0
-        self._decoding = decoding and self._num_decodes > 0
+        self._decoding = decoding and self._decoders.total > 0
         if mixes and not self._decoding:
             # ranks are in sync with the end of this step, which nobody decodes in
             self._step += 1
@@ -194,10 +188,10 @@ class Instance:
     def _secure(self) -> int:
         """Make room for the next decode step on every rank; blocks of the sequences that gave way."""
         step, gone = self._step, 0
-        self._refresh()
-        if min(self._safe) > step:
+        limits = self._decoders.safe()
+        if min(limits) > step:
             return 0
-        for index, safe in enumerate(self._safe):
+        for index, safe in enumerate(limits):
             if safe > step:
                 continue
             rank = self.ranks[index]
@@ -208,8 +202,7 @@ class Instance:
                 live = next(reversed(rank.running))
                 gone += self._preempt(index, live)
             rank.sync(step + 1)
-            self._stale[index] = None
-        self._refresh()
+            self._decoders.touch(index)
         return gone
 
     def _preempt(self, index: int, live: Live) -> int:
@@ -220,7 +213,7 @@ class Instance:
         rank.preempt(self._step)
         self._num_waiting += 1
         self._num_running -= 1
-        self._count(index)
+        self._decoders.count(index)
         self._queued[index] = None
         self.measures.preemptions[live.request] += 1
         self.measures.series[self.index].add(self.agenda.now_ps, self.agenda.now_ps, (0, 0, 0, 0, 0, 1, 0))
@@ -248,13 +241,13 @@ class Instance:
         self._num_running += moved
         if not rank.waiting and rank.partial is None:
             self._queued.pop(index, None)
-        self._stale[index] = None
+        self._decoders.touch(index)
         return admitted.moved_blocks
 
     def _join(self, index: int, live: Live) -> None:
         live.carried = False
         self.ranks[index].join(live, self._step)
-        self._count(index)
+        self._decoders.count(index)
         self._fresh[live] = live.last_token_ps
         step = live.finish_step
         if step not in self._finishing:
@@ -262,43 +255,27 @@ class Instance:
             heappush(self._finish_steps, step)
         self._finishing[step][live] = index
 
-    def _count(self, index: int) -> None:
-        rank = self.ranks[index]
-        self._num_decodes += rank.num_decodes - int(self._decodes[index])
-        self._decodes[index] = rank.num_decodes
-        self._bases[index] = rank.context_base
-        self._stale[index] = None
-
-    def _refresh(self) -> None:
-        for index in self._stale:
-            self._safe[index] = self.ranks[index].safe_until()
-        self._stale.clear()
-
-    def _batch(self) -> tuple[PerRank, PerRank]:
-        """Decode sequences and their contexts before the next decode step."""
-        if len(self.ranks) == 1:
-            rank = self.ranks[0]
-            return rank.num_decodes, rank.context_base + rank.num_decodes * self._step
-        return self._decodes.copy(), self._bases + self._decodes * self._step
-
     def _priced(self, swapped: int, *, single: bool) -> list[int]:
         """Ends of the iterations that begin now. [ps]"""
-        now = self.agenda.now_ps
-        batch, decoding = (self._batch(), self.ranks) if self._decoding else (None, [])
+        now, step = self.agenda.now_ps, self._step
+        batch = self._decoders.batch(step) if self._decoding else None
+        routed = None
+        if self.experts is not None:
+            routed = self.experts, *self._decoders.positions(step, decoding=self._decoding)
         if batch is None or self._chunks or swapped or single:
             chunks = ((index, chunk, before) for index, _, chunk, before in self._chunks)
             extra_s = swapped * self.engine.swap_s_per_block
-            if self.experts is not None:
-                prompts = [(live.request, chunk, before) for _, live, chunk, before in self._chunks]
-                extra_s += self.experts.mixed_s(*emitted(decoding, self._step), prompts)
+            if routed is not None:
+                experts, request, emitted = routed
+                prompts = [(live.request, chunk, done) for _, live, chunk, done in self._chunks]
+                extra_s += experts.mixed_s(request, emitted(1)[0], prompts)
             return [now + self.pricer.step_ps(chunks, batch, extra_s)]
-        self._refresh()
         while not self._finishing_at(self._finish_steps[0]):
             del self._finishing[heappop(self._finish_steps)]
-        most = min(self._finish_steps[0] + 1, *self._safe) - self._step
-        routed = self.experts
-        beside = partial(routed.decodes_s, *emitted(decoding, self._step)) if routed is not None else None
-        return self.pricer.run_ends(now, max(most, 1), batch, self.owner.next_arrival_ps(), beside)
+        most = min(self._finish_steps[0] + 1, *self._decoders.safe()) - step
+        beside = partial(routed[0].decodes_s, *routed[1:]) if routed is not None else None
+        sums, until = self._decoders.contexts(step), self.owner.next_arrival_ps()
+        return self.pricer.run_ends(now, max(most, 1), batch, until, beside, sums)
 
     def _finishing_at(self, step: int) -> dict[Live, int]:
         """Requests that emit their last token at a decode step, without those who left the batch before."""
@@ -320,8 +297,8 @@ class Instance:
         done = [(i, live) for i, live, _, _ in self._chunks if live.computed == live.prompt_tokens]
         emitted = len(done)
         if self._decoding:
-            emitted += self._num_decodes * count
-            self._gaps(ends, count, self._num_decodes)
+            emitted += self._decoders.emitted(self._step, count)
+            self._gaps(ends, count, self._decoders.total)
             self._step += count
         if self.experts is not None:
             self.experts.done(self._began_ps, ends[:count])
@@ -367,7 +344,7 @@ class Instance:
             step = heappop(self._finish_steps)
             for live, index in self._finishing_at(step).items():
                 self.ranks[index].leave(live, self._step)
-                self._count(index)
+                self._decoders.count(index)
                 self._done(live, end)
             del self._finishing[step]
 
@@ -390,7 +367,7 @@ class Instance:
             self._num_running -= 1
         else:
             self._join(index, live)
-        self._stale[index] = None
+        self._decoders.touch(index)
 
     def _done(self, live: Live, end: int) -> None:
         self._num_running -= 1

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-
 from moesim.serving.deployment import Deployment
 from moesim.serving.engine import Engine
 from moesim.serving.iterations import Exact, Iterations
@@ -15,39 +13,6 @@ from moesim.serving.memo import Memo
 from moesim.serving.one_launch import Spread
 from moesim.serving.policies import batching_policies
 from moesim.serving.step_times import Floats, StepShape, StepTimes
-
-
-@dataclass(frozen=True)
-class Paced:
-    """Step times of a speculating engine, as of one that gains a token a step at the same pace.
-
-    Attributes
-    ----------
-    times : StepTimes
-        Of a step with all its drafts.
-    gain : float
-        Mean tokens that a sequence gains in it. [tokens]
-    """
-
-    times: StepTimes
-    gain: float
-
-    @property
-    def num_ranks(self) -> int:
-        """Attention-DP ranks."""
-        return self.times.num_ranks
-
-    def seconds(self, shapes: StepShape) -> Floats:
-        """As :class:`StepTimes`; a step with prompts takes its whole time."""
-        return self._shared(self.times.seconds(shapes), shapes)
-
-    def overhead(self, shapes: StepShape) -> Floats:
-        """As :class:`StepTimes`."""
-        return self._shared(self.times.overhead(shapes), shapes)
-
-    def _shared(self, seconds: Floats, shapes: StepShape) -> Floats:
-        decodes_only = ~(shapes.prefill_tokens > 0).any(axis=1)
-        return np.where(decodes_only, seconds / self.gain, seconds)
 
 
 def engine_of(deployment: Deployment, changes: Mapping[str, Any]) -> Engine:
@@ -72,6 +37,7 @@ def engine_of(deployment: Deployment, changes: Mapping[str, Any]) -> Engine:
         async_scheduling=profile.async_scheduling,
         frontend_s=host.request_s,
         frontend_s_per_token=host.request_token_s,
+        drafting=deployment.drafting,
         delivery_tokens=host.delivery_iterations * deployment.tokens_per_step,
     )
     return replace(engine, **changes)
@@ -102,11 +68,9 @@ def iterations_of(
         Of the caches that decode together; None: all alike.
     """
     times: StepTimes = deployment.step_times("exact" if how == "exact" else "table", spread)
-    if deployment.drafts:
-        times = Paced(times, deployment.tokens_per_step)
     if scale != 1.0:
         times = Scaled(times, scale)
-    exact = Exact(times, engine, 1.0 + deployment.drafts)
+    exact = Exact(times, engine, float(engine.tokens_per_decode))
     if how == "exact":
         return exact
     most = engine.max_num_batched_tokens

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moesim.serving.cache import Segments
 
 NEVER = -1
@@ -31,6 +34,10 @@ class Live:
         Segments behind them.
     joined : int
         Decode step it first took part in; :data:`NEVER` outside the decodes.
+    steps : int
+        Decode steps that it took part in before it last joined.
+    growth : ndarray of int64 or None
+        Tokens gained after each step since it joined, from 0 on; None: one a step.
     last_token_ps : int
         When it last emitted a token. [ps]
     """
@@ -41,6 +48,7 @@ class Live:
         "computed",
         "finish_step",
         "generated",
+        "growth",
         "held",
         "joined",
         "keeps",
@@ -50,6 +58,7 @@ class Live:
         "request",
         "segments",
         "shared_blocks",
+        "steps",
     )
 
     def __init__(
@@ -67,5 +76,18 @@ class Live:
         self.shared_blocks = 0
         self.held: list[int] = []
         self.joined = NEVER
+        self.steps = 0
+        self.growth: NDArray[np.int64] | None = None
         self.finish_step = NEVER
         self.last_token_ps = NEVER
+
+    def gained(self, step: int) -> int:
+        """Tokens emitted since it joined and before decode step ``step``."""
+        done = step - self.joined
+        if self.growth is None:
+            return done
+        return int(self.growth[min(done, len(self.growth) - 1)])
+
+    def emitted(self, step: int) -> int:
+        """Tokens emitted before decode step ``step``, in which it takes part."""
+        return self.generated + self.gained(step)

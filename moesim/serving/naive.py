@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.engine.agenda import Agenda
 from moesim.serving.cache import PrefixCache
@@ -114,6 +115,7 @@ class NaiveInstance:
         self._token = 0
         self._chunks: list[tuple[int, Sequence, int, int]] = []
         self._decoders: list[tuple[int, Sequence]] = []
+        self._gained: dict[int, NDArray[np.int64]] = {}
 
     def submit(self, live: Live, rank: int) -> None:
         """Put a request at the end of the queue of a rank."""
@@ -206,7 +208,7 @@ class NaiveInstance:
             while place < len(rank.batch):
                 sequence = rank.batch[place]
                 if sequence.decoding:
-                    need = self._more(sequence, sequence.kv_tokens + 1)
+                    need = self._more(sequence, sequence.kv_tokens + self._gain(sequence.live))
                     if need > rank.available:
                         moved += self._preempt(rank, rank.batch[-1])
                         continue
@@ -239,7 +241,8 @@ class NaiveInstance:
     def _prompts(self, index: int, rank: NaiveRank, *, mixes: bool, allowed: bool) -> int:
         """Prompt work of one rank; blocks that were brought back from the host."""
         engine = self.engine
-        budget = engine.max_num_batched_tokens - sum(s.decoding for s in rank.batch if mixes)
+        each = engine.tokens_per_decode
+        budget = engine.max_num_batched_tokens - each * sum(s.decoding for s in rank.batch if mixes)
         for sequence in rank.batch:
             live = sequence.live
             if not sequence.decoding:
@@ -269,7 +272,7 @@ class NaiveInstance:
         live = rank.waiting[0]
         blocks = self._whole(live)
         if not self.engine.reserve_whole:
-            blocks = self.engine.blocks_for(live.prompt_tokens + mixes)
+            blocks = self.engine.blocks_for(live.prompt_tokens + mixes * self._gain(live))
         if budget < 1 or blocks > rank.available:
             return 0
         sequence = Sequence(rank.waiting.pop(0), live.prompt_tokens, 0, decoding=True)
@@ -334,8 +337,10 @@ class NaiveInstance:
         if self.experts is not None:
             self.experts.done(self._began_ps, [now])
         for index, sequence in self._decoders:
-            sequence.kv_tokens += 1
-            self._emit(index, sequence, now)
+            tokens = self._gain(sequence.live)
+            sequence.kv_tokens += tokens
+            sequence.live.steps += 1
+            self._emit(index, sequence, now, tokens)
         for index, sequence, chunk, _ in self._chunks:
             self.measures.prompt_tokens += chunk
             if sequence.live.computed == sequence.live.prompt_tokens:
@@ -343,15 +348,25 @@ class NaiveInstance:
                 self._emit(index, sequence, now)
         self.wake()
 
-    def _emit(self, index: int, sequence: Sequence, now: int) -> None:
-        """One token of one sequence."""
+    def _gain(self, live: Live) -> int:
+        """Tokens that a sequence gains in its next step."""
+        drafting, left = self.engine.drafting, live.output_tokens - live.generated
+        if drafting is None:
+            return 1
+        if live.request not in self._gained:
+            self._gained[live.request] = drafting.gained(live.request, live.output_tokens)
+        gained = self._gained[live.request]
+        return min(int(gained[live.steps + 1] - gained[live.steps]), left)
+
+    def _emit(self, index: int, sequence: Sequence, now: int, tokens: int = 1) -> None:
+        """What one sequence gains."""
         live, measures = sequence.live, self.measures
-        measures.output_tokens += 1
+        measures.output_tokens += tokens
         if live.generated == 0:
             measures.first_token_ps[live.request] = now
         else:
             measures.gaps.add(now - live.last_token_ps, 1)
-        live.generated += 1
+        live.generated += tokens
         live.last_token_ps = now
         if live.generated == live.output_tokens:
             self.ranks[index].drop(sequence)

@@ -56,16 +56,20 @@ class Pricer:
         batch: tuple[PerRank, PerRank],
         until_ps: int,
         beside_s: Callable[[int], Floats] | None = None,
+        sums: Callable[[int], NDArray[np.int64]] | None = None,
     ) -> list[int]:
         """Ends of up to ``most`` decode iterations, few more than are needed to reach ``until_ps``. [ps]
 
-        ``beside_s`` says what each of the next so many takes beside its price; it may answer fewer.
+        ``beside_s`` says what each of the next so many takes beside its price; it may answer fewer. ``sums``
+        gives contexts before each of so many; without, each sequence gains a token.
         """
         decodes, contexts = batch
-        if beside_s is not None:
-            left = self._many(now_ps, most, until_ps, self._each_ps)
-            beside = beside_s(left if self._each_ps else 1)
-            return self._cumulated(now_ps, decodes, contexts, len(beside), beside)
+        if beside_s is not None or sums is not None:
+            left = self._many(now_ps, most, until_ps, self._each_ps) if self._each_ps else 1
+            beside = beside_s(left) if beside_s is not None else np.zeros(left)
+            count = len(beside)
+            grown = sums(count) if sums is not None else _grown(decodes, contexts, count)
+            return self._cumulated(now_ps, decodes, grown, beside)
         end, ends = now_ps, []
         few = FEW if self.num_ranks == 1 or not self._each_ps else 0
         for _ in range(min(most, few)):
@@ -76,7 +80,8 @@ class Pricer:
             contexts = contexts + decodes
         each_ps = (end - now_ps) // len(ends) if ends else self._each_ps
         left = self._many(end, most - len(ends), until_ps, each_ps)
-        return ends + self._cumulated(end, decodes, contexts, left) if left > 0 else ends
+        grown = _grown(decodes, contexts, max(left, 0))
+        return ends + self._cumulated(end, decodes, grown) if left > 0 else ends
 
     def _many(self, now_ps: int, most: int, until_ps: int, each_ps: int) -> int:
         """Iterations of ``each_ps`` that one pass prices."""
@@ -84,11 +89,9 @@ class Pricer:
         return min(most, (until_ps - now_ps) // max(each_ps, 1) + 1, longest)
 
     def _cumulated(
-        self, now_ps: int, decodes: PerRank, contexts: PerRank, count: int, beside_s: Floats | float = 0.0
+        self, now_ps: int, decodes: PerRank, sums: NDArray[np.int64], beside_s: Floats | float = 0.0
     ) -> list[int]:
-        """Ends of ``count`` iterations, each a token of every sequence after the one before. [ps]"""
-        grown = np.multiply.outer(np.arange(count, dtype=np.int64), decodes)
-        sums = np.asarray(grown + contexts, dtype=np.int64)
+        """Ends of iterations with the given contexts, one after the other. [ps]"""
         seconds = (self.iterations.run(decodes, sums) + beside_s) * self.slowdown
         each_ps = np.maximum(np.rint(seconds * PS_PER_S).astype(np.int64), 1)
         self._each_ps = int(each_ps[-1])
@@ -113,3 +116,9 @@ class Pricer:
             sums[:, index] += (chunk, chunk * before, chunk * chunk, 1)
             found = True
         return Prefill(*sums) if found else NOTHING
+
+
+def _grown(decodes: PerRank, contexts: PerRank, count: int) -> NDArray[np.int64]:
+    """Contexts before each of ``count`` iterations, each a token of every sequence after the one before."""
+    grown = np.multiply.outer(np.arange(count, dtype=np.int64), decodes)
+    return np.asarray(grown + contexts, dtype=np.int64)

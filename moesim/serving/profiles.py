@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moesim.errors import InputError, Problem, did_you_mean
 from moesim.files import Tree, find, listed, read_tree, validated
+from moesim.serving.drafting import Drafting
 
 ROOM = "engines"
 NEWEST = "newest"
@@ -23,6 +24,8 @@ UNKNOWN_VERSION_SIGMA = 0.12
 """Assumed: what a release or two move a step, beside what is known of the nearest family (ln)."""
 
 
+DEFAULT_ACCEPTANCE = 0.62
+"""Fitted: acceptance of a draft in public runs of DeepSeek-R1 with three drafts."""
 NEVER_RANKS = 2**31
 """More ranks than any stage has."""
 
@@ -64,20 +67,23 @@ class Speculation(_Strict):
     draft_tokens, draft_tokens_attention_dp : int
         Drafts of a step, without and with attention data parallelism; 0: not used. [tokens]
     acceptance : float
-        Chance that a draft is right, given that those before it were. [-]
+        Chance that a draft is right, given that those before it were: mean over requests. [-]
+    acceptance_spread : float
+        Standard deviation of that chance over requests. [-]
     """
 
     draft_tokens: int = Field(0, ge=0)
     draft_tokens_attention_dp: int = Field(0, ge=0)
     acceptance: float = Field(0.0, ge=0, le=1)
+    acceptance_spread: float = Field(0.0, ge=0)
 
     def drafts(self, attention_dp: int) -> int:
         """Drafts of a step under a plan. [tokens]"""
         return self.draft_tokens_attention_dp if attention_dp > 1 else self.draft_tokens
 
-    def tokens_per_step(self, drafts: int) -> float:
-        """Mean tokens that a sequence gains in a step with so many drafts. [tokens]"""
-        return float(sum(self.acceptance**k for k in range(drafts + 1)))
+    def drafting(self, drafts: int) -> Drafting:
+        """A step with so many drafts."""
+        return Drafting(drafts, self.acceptance, self.acceptance_spread)
 
 
 class OverlapFrom(_Strict):

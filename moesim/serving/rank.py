@@ -11,7 +11,6 @@ when somebody asks.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,6 +130,33 @@ class Rank:
             step += 1
         return step
 
+    def context(self, step: int) -> int:
+        """Cached tokens of all decoding sequences before decode step ``step``."""
+        return self.context_base + self.num_decodes * step
+
+    def gains(self, step: int, count: int) -> NDArray[np.int64]:
+        """Tokens that the batch gains in each of ``count`` decode steps."""
+        return np.full(count, self.num_decodes, dtype=np.int64)
+
+    def first_gain(self, live: Live) -> int:
+        """Tokens that a request gains in the step it joins with."""
+        return 1
+
+    def _enrol(self, live: Live, step: int) -> int:
+        """Count a sequence among the decodes from ``step`` on; steps until its last token."""
+        self.context_base += live.prompt_tokens - step
+        if not self.engine.reserve_whole:
+            self._phases[(step - live.prompt_tokens) % len(self._phases)] += 1
+            self._growing += 1
+        return live.output_tokens - live.generated
+
+    def _withdraw(self, live: Live, step: int) -> None:
+        """No longer count it, from ``step`` on."""
+        self.context_base -= live.prompt_tokens - live.joined
+        if not self.engine.reserve_whole:
+            self._phases[(live.joined - live.prompt_tokens) % len(self._phases)] -= 1
+            self._growing -= 1
+
     def start(self, live: Live, chunk: int) -> int:
         """Allocate for ``chunk`` more tokens of a prompt and count them as computed; tokens cached before."""
         before = live.computed
@@ -155,12 +181,8 @@ class Rank:
         """A request whose prompt is computed takes part in decode steps from ``step`` on."""
         self.sync(step)
         live.joined = step
-        live.finish_step = step + live.output_tokens - live.generated - 1
         self.num_decodes += 1
-        self.context_base += live.prompt_tokens - step
-        if not self.engine.reserve_whole:
-            self._phases[(step - live.prompt_tokens) % len(self._phases)] += 1
-            self._growing += 1
+        live.finish_step = step + self._enrol(live, step) - 1
 
     def leave(self, live: Live, step: int) -> int:
         """Take a request out of the batch before decode step ``step``; the tokens its KV held.
@@ -170,13 +192,13 @@ class Rank:
         self.sync(step)
         kv_tokens = live.computed
         if live.joined != NEVER:
-            kv_tokens = live.prompt_tokens + step - live.joined
+            gained = live.gained(step)
+            kv_tokens = live.prompt_tokens + gained
             self.num_decodes -= 1
-            self.context_base -= live.prompt_tokens - live.joined
-            live.generated += step - live.joined
+            self._withdraw(live, step)
+            live.generated += gained
+            live.steps += step - live.joined
             if not self.engine.reserve_whole:
-                self._phases[(live.joined - live.prompt_tokens) % len(self._phases)] -= 1
-                self._growing -= 1
                 live.blocks = self.engine.blocks_for(kv_tokens) - live.shared_blocks
             live.joined = live.finish_step = NEVER
         if live.keeps != NEVER and live.generated == live.output_tokens:
@@ -228,15 +250,3 @@ class Rank:
         turned = self.cache.offer(live.keeps, kv_tokens // self.engine.block_tokens - shared, live.held)
         live.blocks -= turned
         self.own_blocks -= turned
-
-
-def emitted(ranks: Sequence[Rank], step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Requests that decode in a step, and the tokens that each has emitted before it, ``(sequence,)``."""
-    pairs = [
-        (live.request, live.generated - live.joined + step)
-        for rank in ranks
-        for live in rank.running
-        if live.joined != NEVER
-    ]
-    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return table[:, 0], table[:, 1]

@@ -137,12 +137,19 @@ def numbers(
         "preemptions": (float(sum(measures.preemptions)), "count"),
         "retries": (float(sum(measures.retries)), "count"),
         "num_steps": (float(measures.num_steps), "count"),
+        "tokens_per_decode_step": (_tokens_per_decode_step(workload, measures), "tokens"),
         "cached_prompt_fraction": (
             sum(measures.cached_tokens) / float(workload.input_tokens.sum()),
             "fraction",
         ),
     }
     return result
+
+
+def _tokens_per_decode_step(workload: Workload, measures: Measures) -> float:
+    """Mean tokens that a request gains in a step, behind its first; 0 without any. [tokens]"""
+    later = int(workload.output_tokens.sum()) - workload.num_requests
+    return later / measures.gaps.total if measures.gaps.total else 0.0
 
 
 def vllm_document(

@@ -39,6 +39,7 @@ FLAGS = Flags(
         "--mem-fraction-static": ("memory_fraction", fraction),
         "--page-size": ("block_tokens", whole),
         "--max-total-tokens": ("total_tokens", whole),
+        "--speculative-algorithm": ("speculative", str),
         "--speculative-num-steps": ("draft_tokens", whole),
         "--scheduler-recv-interval": ("look_every", whole),
         "--moe-a2a-backend": ("all_to_all", sends_to_experts),
@@ -82,6 +83,11 @@ class SglangLaunch:
         model = values.get("model") or next(iter(parsed.positional), "")
         if not model:
             raise InputError([Problem("--from", "no model: --model-path MODEL")])
+        unknown = list(parsed.unknown)
+        algorithm = values.get("speculative", "NEXTN")
+        if algorithm not in {"NEXTN", "EAGLE"}:
+            values.pop("draft_tokens", None)
+            unknown.append(f"--speculative-algorithm {algorithm}")
         size, dp = values.get("tp", 1), values.get("dp", 1)
         shares = bool(values.get("dp_attention"))
         if shares and size % dp:
@@ -103,6 +109,6 @@ class SglangLaunch:
             num_blocks=total // block if total else None,
             hold=Hold(every) if (every := values.get("look_every", 1)) > 1 else None,
             without_effect=tuple(parsed.without_effect),
-            unknown=tuple(parsed.unknown),
+            unknown=tuple(unknown),
             **{name: values[name] for name in SETTINGS if name in values},
         )

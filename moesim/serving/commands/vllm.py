@@ -85,6 +85,11 @@ class VllmServe:
         model = values.get("model") or next(iter(parsed.positional), "")
         if not model:
             raise InputError([Problem("--from", "no model: vllm serve MODEL ...")])
+        method = str((values.get("speculative") or {}).get("method", "mtp"))
+        unknown = list(parsed.unknown)
+        if "mtp" not in method:
+            values.pop("speculative")
+            unknown.append(f"--speculative-config method {method}")
         experts = bool(values.get("expert_parallel"))
         tp, dp = values.get("tp", 1), values.get("dp", 1)
         return Command(
@@ -96,7 +101,7 @@ class VllmServe:
             kv=_kv(values.get("kv", "auto")),
             draft_tokens=_drafts(values.get("speculative")),
             without_effect=tuple(parsed.without_effect),
-            unknown=tuple(parsed.unknown),
+            unknown=tuple(unknown),
             **{name: values[name] for name in SETTINGS if name in values},
         )
 

@@ -127,7 +127,7 @@ def test_prompts_cost_the_same_in_any_order():
     """More prompt tokens than are counted one by one: which stand for all is a matter of the requests."""
 
     class PerRow:
-        drafts, gain = 0, 1.0
+        drafts = 0
 
         def beside_mean_s(self, load, tokens):
             return (load.rows.max(axis=1) * np.arange(1, 4)[:, None]).sum(axis=0)

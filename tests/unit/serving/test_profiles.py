@@ -43,8 +43,8 @@ def test_an_unknown_engine_is_told_with_the_known_ones():
 
 def test_tokens_per_step_is_the_sum_of_chances():
     speculation = Speculation(draft_tokens=2, draft_tokens_attention_dp=1, acceptance=0.5)
-    assert speculation.tokens_per_step(speculation.drafts(1)) == 1.75
-    assert speculation.tokens_per_step(speculation.drafts(8)) == 1.5
+    assert speculation.drafting(speculation.drafts(1)).gain == 1.75
+    assert speculation.drafting(speculation.drafts(8)).gain == 1.5
 
 
 def test_checkpoints_hold_what_was_published():
