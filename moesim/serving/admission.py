@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from moesim.serving.drafting_rank import first_gain
 from moesim.serving.live import Live
 from moesim.serving.rank import Rank
 
@@ -74,7 +75,8 @@ def _continue(rank: Rank, live: Live, budget: int, result: Admitted) -> int:
 def _carry(rank: Rank, live: Live, budget: int, with_decodes: bool, result: Admitted) -> int:
     """Blocks for KV that is brought here; the one token that it will decode, 0 when it has to wait."""
     # a decode of this very iteration stores what it gains
-    blocks = rank.blocks_to(live, live.prompt_tokens + (rank.first_gain(live) if with_decodes else 0))
+    gained = first_gain(rank.engine, live) if with_decodes else 0
+    blocks = rank.blocks_to(live, live.prompt_tokens + gained)
     if budget < 1 or blocks > rank.available_blocks:
         return 0
     rank.take(blocks)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.serving.drafting_rank import DraftingRank
 from moesim.serving.iterations import PerRank
 from moesim.serving.live import NEVER
 from moesim.serving.rank import FOREVER, Rank
@@ -20,8 +21,6 @@ class Decoders:
     Parameters
     ----------
     ranks : sequence of Rank
-    drafts : bool
-        Whether a sequence gains more than one token a step.
 
     Attributes
     ----------
@@ -29,8 +28,10 @@ class Decoders:
         Decoding sequences of all ranks.
     """
 
-    def __init__(self, ranks: Sequence[Rank], *, drafts: bool) -> None:
-        self.ranks, self.drafts = ranks, drafts
+    def __init__(self, ranks: Sequence[Rank]) -> None:
+        self.ranks = ranks
+        # ranks whose sequences gain more than a token a step: all of them or none
+        self._drafting = [rank for rank in ranks if isinstance(rank, DraftingRank)]
         self.total = 0
         self._each = np.zeros(len(ranks), dtype=np.int64)
         self._bases = np.zeros(len(ranks), dtype=np.int64)
@@ -60,21 +61,23 @@ class Decoders:
         """Sequences, and their contexts before a decode step."""
         if len(self.ranks) == 1:
             rank = self.ranks[0]
-            return rank.num_decodes, rank.context(step)
+            if self._drafting:
+                return rank.num_decodes, self._drafting[0].context(step)
+            return rank.num_decodes, rank.context_base + rank.num_decodes * step
         each = self._each.copy()
-        if self.drafts:
-            return each, np.array([rank.context(step) for rank in self.ranks], dtype=np.int64)
+        if self._drafting:
+            return each, np.array([rank.context(step) for rank in self._drafting], dtype=np.int64)
         return each, self._bases + self._each * step
 
     def contexts(self, step: int) -> Callable[[int], Ints] | None:
         """Contexts before each of so many steps, ``(step,)`` or ``(step, rank)``; None: a token each more."""
-        if not self.drafts:
+        if not self._drafting:
             return None
 
         def before(count: int) -> Ints:
             columns = [
                 rank.context(step) + np.cumsum(gains) - gains
-                for rank in self.ranks
+                for rank in self._drafting
                 for gains in (rank.gains(step, count),)
             ]
             return columns[0] if len(columns) == 1 else np.stack(columns, axis=1)
@@ -83,9 +86,9 @@ class Decoders:
 
     def emitted(self, step: int, count: int) -> int:
         """Tokens of all sequences in ``count`` steps."""
-        if not self.drafts:
+        if not self._drafting:
             return self.total * count
-        return sum(int(rank.gains(step, count).sum()) for rank in self.ranks)
+        return sum(int(rank.gains(step, count).sum()) for rank in self._drafting)
 
     def positions(self, step: int, *, decoding: bool) -> tuple[Ints, Callable[[int], Ints]]:
         """Requests that decode, ``(sequence,)``, and the tokens that each has emitted before coming steps.
@@ -97,7 +100,7 @@ class Decoders:
         now = np.array([live.emitted(step) for live in lives], dtype=np.int64)
 
         def before(count: int) -> Ints:
-            if not self.drafts:
+            if not self._drafting:
                 return now + np.arange(count, dtype=np.int64)[:, None]
             each = [[live.emitted(step + i) for live in lives] for i in range(count)]
             return np.array(each, dtype=np.int64).reshape(count, len(lives))

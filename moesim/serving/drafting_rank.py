@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from moesim.serving.drafting import Drafting
 from moesim.serving.engine import Engine
 from moesim.serving.live import Live
 from moesim.serving.rank import FOREVER, Rank
 
 Ints = NDArray[np.int64]
 
-FIRST_STEPS = 1024
+FIRST_STEPS = 1000
 
 
 class DraftingRank(Rank):
@@ -55,32 +56,21 @@ class DraftingRank(Rank):
         return self._synced + first if first < len(needs) else FOREVER
 
     def context(self, step: int) -> int:
-        """As :class:`Rank`."""
+        """Cached tokens of all decoding sequences before decode step ``step``."""
         low, high = sorted((step, self._synced))
         between = int(self._tokens[low - self._origin : high - self._origin].sum())
         return self.context_base + (between if step > self._synced else -between)
 
     def gains(self, step: int, count: int) -> Ints:
-        """As :class:`Rank`."""
+        """Tokens that the batch gains in each of ``count`` decode steps."""
         place = step - self._origin
         found = self._tokens[place : place + count]
         return np.concatenate([found, np.zeros(count - len(found), dtype=np.int64)])
 
-    def first_gain(self, live: Live) -> int:
-        """As :class:`Rank`."""
-        return int(self._growth(live)[1])
-
-    def _growth(self, live: Live) -> Ints:
-        """Tokens after each of the steps until the last token, ``(1 + steps,)``, from 0 on."""
-        drafting, left = self.engine.drafting, live.output_tokens - live.generated
-        assert drafting is not None  # that is what this rank is for
-        gained = drafting.gained(live.request, live.output_tokens)[live.steps :]
-        gained = gained - gained[0]
-        steps = int(np.searchsorted(gained, left))
-        return np.asarray(np.minimum(gained[: steps + 1], left))
-
     def _enrol(self, live: Live, step: int) -> int:
-        growth = live.growth = self._growth(live)
+        drafting = self.engine.drafting
+        assert drafting is not None  # that is what this rank is for
+        growth = live.growth = growth_of(drafting, live)
         steps = len(growth) - 1
         self._reserve(step + steps)
         self._add(live, step, growth, 1)
@@ -119,6 +109,20 @@ class DraftingRank(Rank):
             wider[: len(column)] = column
             setattr(self, name, wider)
         self._origin = keep
+
+
+def growth_of(drafting: Drafting, live: Live) -> Ints:
+    """Tokens gained after each of the steps that a request has left, ``(1 + steps,)``, from 0 on."""
+    left = live.output_tokens - live.generated
+    gained = drafting.gained(live.request, live.output_tokens)[live.steps :]
+    gained = gained - gained[0]
+    steps = int(np.searchsorted(gained, left))
+    return np.asarray(np.minimum(gained[: steps + 1], left))
+
+
+def first_gain(engine: Engine, live: Live) -> int:
+    """Tokens that a request gains in the step it joins with."""
+    return 1 if engine.drafting is None else int(growth_of(engine.drafting, live)[1])
 
 
 def rank_of(engine: Engine) -> Rank:

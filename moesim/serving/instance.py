@@ -63,7 +63,7 @@ class Instance:
         self.agenda, self.measures, self.owner = agenda, measures, owner
         self.ranks = [rank_of(engine) for _ in range(num_ranks)]
         self.alive = True
-        self._decoders = Decoders(self.ranks, drafts=engine.drafting is not None)
+        self._decoders = Decoders(self.ranks)
         self._queued: dict[int, None] = {}
         self._held: dict[Live, tuple[int, int]] = {}
         self._step = 0
@@ -140,7 +140,7 @@ class Instance:
             live.carried = False
         self.alive = False
         self.ranks = [rank_of(self.engine) for _ in self.ranks]
-        self._decoders = Decoders(self.ranks, drafts=self._decoders.drafts)
+        self._decoders = Decoders(self.ranks)
         self._queued, self._fresh, self._held = {}, {}, {}
         self._finishing, self._finish_steps = {}, []
         self._ends, self._chunks, self._token = [], [], self._token + 1

@@ -12,9 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moesim.serving.cache import PrefixCache
 from moesim.serving.engine import Engine
 from moesim.serving.live import NEVER, Live
@@ -129,18 +126,6 @@ class Rank:
             available -= self._phases[step % size]
             step += 1
         return step
-
-    def context(self, step: int) -> int:
-        """Cached tokens of all decoding sequences before decode step ``step``."""
-        return self.context_base + self.num_decodes * step
-
-    def gains(self, step: int, count: int) -> NDArray[np.int64]:
-        """Tokens that the batch gains in each of ``count`` decode steps."""
-        return np.full(count, self.num_decodes, dtype=np.int64)
-
-    def first_gain(self, live: Live) -> int:
-        """Tokens that a request gains in the step it joins with."""
-        return 1
 
     def _enrol(self, live: Live, step: int) -> int:
         """Count a sequence among the decodes from ``step`` on; steps until its last token."""
