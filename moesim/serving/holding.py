@@ -29,7 +29,7 @@ class HoldingInstance(Instance):
 
     def submit(self, live: Live, rank: int) -> None:
         """Keep a request until the instance looks for it; one that is decoded elsewhere goes on at once."""
-        if live.carried or not self._num_decodes:
+        if live.carried or not self._decoders.total:
             super().submit(live, rank)
             return
         if not self._kept:
@@ -64,7 +64,7 @@ class HoldingInstance(Instance):
 
     def _looks(self) -> bool:
         """Whether the instance looks for requests before the coming iteration."""
-        if not self._num_decodes or self._had_prompts or self._step >= self._due:
+        if not self._decoders.total or self._had_prompts or self._step >= self._due:
             return True
         tokens = sum(live.prompt_tokens for live, _ in self._kept)
         return tokens >= self._hold.fill * self.engine.max_num_batched_tokens
