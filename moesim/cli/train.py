@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moesim.cli.output import JSON_OPTION, emit_json, envelope, metric_rows, table
+from moesim.cli.train_drift import drift
 from moesim.cli.train_memory import memory
 from moesim.cli.train_search import search
 from moesim.errors import InputError, Problem
@@ -25,6 +26,7 @@ app = typer.Typer(
 
 app.command("memory")(memory)
 app.command("search")(search)
+app.command("drift")(drift)
 
 Model = Annotated[str, typer.Argument(help="Bundled name, a config.json, or a folder that holds one.")]
 Sequence = Annotated[int, typer.Option(min=1, help="Tokens of a sequence. [tokens]")]

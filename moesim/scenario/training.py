@@ -19,16 +19,19 @@ from moesim.scenario.machine import deduplication_of
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import PlanSection, Scenario
 from moesim.scenario.training_memory import checked_ledger, memory_of
+from moesim.scenario.training_placing import placement_under, spread_of
 from moesim.scenario.training_routing import Windows, shares_under, windows_of
 from moesim.scenario.training_schema import TrainingSection
 from moesim.training.backward import TrainCost
 from moesim.training.framework import Framework, load_framework
 from moesim.training.items import Options, TrainBatch, forward_s
 from moesim.training.layout import Layout, even, given, weighted
+from moesim.training.loads import Shares
 from moesim.training.overlaps.base import TripleOverlap, triple_overlaps
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import Geometry, Schedule, num_parts, schedules
 from moesim.training.schedules.base import check as check_schedule
+from moesim.training.spread import Spread
 from moesim.training.states import States
 from moesim.training.step import TrainSetup
 from moesim.training.work import LayerWork
@@ -265,6 +268,7 @@ def _work(
 ) -> LayerWork:
     section, cluster, dtypes = scenario.training, scenario.cluster, scenario.dtypes.of_model()
     shares = shares_under(windows, scenario, model, plan)
+    spread = _spread(scenario, model, plan, windows, shares)
     batch = TrainBatch(section.micro_batch_size, section.sequence_length)
     fabric = _fabric(scenario, model, plan)
     narrow = bytes_per_element(dtypes.experts) < bytes_per_element(dtypes.activations)
@@ -281,7 +285,23 @@ def _work(
         overlap=_overlap(section),
     )
     cost = TrainCost(kernels, section.gradient_dtype, quantised=narrow)
-    return LayerWork(model, plan, dtypes, batch, cost, fabric, shares, options, cluster.node.device.num_units)
+    return LayerWork(
+        model, plan, dtypes, batch, cost, fabric, shares, options, cluster.node.device.num_units, spread
+    )
+
+
+def _spread(
+    scenario: Scenario, model: ModelSpec, plan: TrainPlan, windows: Windows, shares: Shares
+) -> Spread | None:
+    """Who serves each draw's tokens; homes come from a given placement, or are found in all windows."""
+    if not model.num_experts or plan.ep == 1:
+        return None
+    loads = shares[0] if windows.counts is None else windows.counts.sum(axis=0)
+    homes = windows.homes or placement_under(scenario, model, plan, loads)
+    section = scenario.training
+    tokens = section.micro_batch_size * section.sequence_length / (plan.cp * plan.tp)
+    copies = tokens * plan.etp * plan.ep * model.top_k
+    return spread_of(scenario, plan, shares, copies, homes)
 
 
 def _overlap(section: TrainingSection) -> TripleOverlap | None:

@@ -11,6 +11,7 @@ from moesim.errors import InputError, Problem
 from moesim.evidence import rng_for
 from moesim.model import ModelSpec
 from moesim.parallel.train_plan import TrainPlan
+from moesim.placement import Placement
 from moesim.scenario.schema import Scenario
 from moesim.scenario.traffic import load_traffic
 from moesim.traces import RoutingTrace
@@ -31,10 +32,13 @@ class Windows:
         Token copies of each expert; None where every expert is alike. [tokens]
     warnings : tuple of str
         What the reader should know about the source.
+    homes : Placement or None
+        Where experts live by now; None: what the scenario says.
     """
 
     counts: NDArray[np.int64] | None
     warnings: tuple[str, ...] = ()
+    homes: Placement | None = None
 
 
 def windows_of(scenario: Scenario, model: ModelSpec) -> Windows:

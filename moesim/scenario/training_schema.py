@@ -33,6 +33,21 @@ class ExpertOverlapSection(BaseModel):
         return dict(self.__pydantic_extra__ or {})
 
 
+class SplitSection(BaseModel):
+    """Who helps with a batch's overloaded experts: a registered split that sends weights to helpers."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+    policy: Literal["none", "llep"] = Field(
+        "none", description="split of a batch's tokens; other fields are its parameters"
+    )
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Parameters of the split."""
+        return dict(self.__pydantic_extra__ or {})
+
+
 class TrainingSection(BaseModel):
     """What one optimizer step works on, and how."""
 
@@ -44,6 +59,10 @@ class TrainingSection(BaseModel):
     schedule: ScheduleSection = ScheduleSection()
     overlap: ExpertOverlapSection = Field(
         ExpertOverlapSection(), description="what of an expert layer's exchanges runs under its experts"
+    )
+    split: SplitSection = Field(
+        SplitSection(),
+        description="ranks that help overloaded experts: weights sent, gradients returned",
     )
     recompute: tuple[str, ...] = Field(
         (), description="what the backward pass runs again: modules as Megatron-Core names them, or full"

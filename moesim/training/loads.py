@@ -61,6 +61,7 @@ def group_load(
     domain: NDArray[np.int64],
     deduplicate: Deduplication,
     capacity_factor: float | None = None,
+    served: NDArray[np.float64] | None = None,
 ) -> GroupLoad:
     """Load of the group whose ranks are in these scale-up domains.
 
@@ -77,6 +78,8 @@ def group_load(
         What is sent once.
     capacity_factor : float, optional
         Most copies of an expert over the mean; None: no token is dropped. [-]
+    served : ndarray, ``(draw, layer, expert, rank)``, optional
+        Share of each expert's copies that each rank serves; None: experts live on the ranks in order. [-]
     """
     num_ranks, num_experts = len(domain), shares.shape[-1]
     copies = tokens_per_rank * num_ranks * moe.experts_per_token
@@ -86,14 +89,24 @@ def group_load(
         kept = np.minimum(rows, capacity_factor * copies / num_experts)
         dropped = 1.0 - kept.sum(-1) / copies
         rows = kept
-    by_rank = rows.reshape(*rows.shape[:-1], num_ranks, -1)
+    by_rank = _of_ranks(rows, num_ranks, served)
     total = by_rank.sum(-1)
+    chosen = rows / (tokens_per_rank * num_ranks)
     return GroupLoad(
         load=ExpertLoad.of(_whole(by_rank)),
-        ports=expected_ports(rows / (tokens_per_rank * num_ranks), moe, tokens_per_rank, domain, deduplicate),
+        ports=expected_ports(chosen, moe, tokens_per_rank, domain, deduplicate, served),
         dropped_fraction=np.asarray(dropped),
         overload=np.asarray(total.max(-1) / total.mean(-1)),
     )
+
+
+def _of_ranks(
+    values: NDArray[np.float64], num_ranks: int, served: NDArray[np.float64] | None
+) -> NDArray[np.float64]:
+    """What of each expert's value a rank has, ``(..., rank, slot)``."""
+    if served is None:
+        return np.asarray(values.reshape(*values.shape[:-1], num_ranks, -1))
+    return np.asarray(np.swapaxes(values[..., np.newaxis] * served, -1, -2))
 
 
 def _whole(rows: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -108,6 +121,7 @@ def expected_ports(
     tokens_per_rank: float,
     domain: NDArray[np.int64],
     deduplicate: Deduplication,
+    served: NDArray[np.float64] | None = None,
 ) -> PortTokens:
     """Expected tokens through each port in dispatch, each ``(draw, layer, rank)``.
 
@@ -115,23 +129,23 @@ def expected_ports(
     ----------
     chosen : ndarray, ``(draw, layer, expert)``
         Probability that a token chooses the expert, summing to the choices of a token.
-    moe, tokens_per_rank, domain, deduplicate
+    moe, tokens_per_rank, domain, deduplicate, served
         As in :func:`group_load`.
     """
     num_ranks = len(domain)
     domains, of_rank = np.unique(domain, return_inverse=True)
-    by_rank = chosen.reshape(*chosen.shape[:-1], num_ranks, -1)
+    onto = in_order_of(chosen.shape[-1], num_ranks) if served is None else served
     if deduplicate == "expert":
-        hit = by_rank.sum(-1)
+        hit = _of_ranks(chosen, num_ranks, served).sum(-1)
     else:
-        hit = _any_of(chosen, moe, np.arange(num_ranks).repeat(by_rank.shape[-1]), num_ranks)
+        hit = _any_of(chosen, moe, onto)
     member = of_rank[:, None] == of_rank
     away = ~np.eye(num_ranks, dtype=np.bool_)
     to = np.broadcast_to(hit[..., None, :], (*hit.shape[:-1], num_ranks, num_ranks)) * tokens_per_rank
     if deduplicate != "node":
         return Traffic(to * (member & away), to * ~member).ports()
-    of_expert = of_rank.repeat(by_rank.shape[-1])
-    near = _any_of(chosen, moe, of_expert, len(domains)) * tokens_per_rank
+    to_domain = (of_rank[:, None] == np.arange(len(domains))).astype(np.float64)
+    near = _any_of(chosen, moe, onto @ to_domain) * tokens_per_rank
     return _forwarded(to, near, of_rank, member, away)
 
 
@@ -161,10 +175,16 @@ def _forwarded(
     return Traffic(scale_up, scale_out).ports()
 
 
-def _any_of(
-    chosen: NDArray[np.float64], moe: MoeSpec, place_of: NDArray[np.int64], num_places: int
-) -> NDArray[np.float64]:
+def in_order_of(num_experts: int, num_ranks: int) -> NDArray[np.float64]:
+    """Shares of consecutive experts on consecutive ranks, ``(expert, rank)``. [-]"""
+    place_of = np.arange(num_ranks).repeat(num_experts // num_ranks)
+    return np.asarray(place_of[:, None] == np.arange(num_ranks), dtype=np.float64)
+
+
+def _any_of(chosen: NDArray[np.float64], moe: MoeSpec, onto: NDArray[np.float64]) -> NDArray[np.float64]:
     """Probability that a token needs any expert of each place, ``(..., place)``.
+
+    ``onto`` is the share of each expert's copies that each place serves, ``(..., expert, place)``.
 
     With group-limited routing a token first draws its groups; given them its experts are likelier.
     """
@@ -173,11 +193,10 @@ def _any_of(
     open_share = min(moe.top_k_groups / groups, 1.0) if groups > 1 else 1.0
     group_of = np.arange(num_experts) // (num_experts // groups)
     open_experts, choices = num_experts * open_share, max(1, round(moe.experts_per_token))
-    never = np.ones((*chosen.shape[:-1], num_places))
+    never = np.ones((*chosen.shape[:-1], onto.shape[-1]))
     for group in range(groups):
         own = group_of == group
-        onto = (place_of[own][:, None] == np.arange(num_places)).astype(np.float64)
-        share = chosen[..., own] @ onto / (choices * open_share)
+        share = (chosen[..., None, own] @ onto[..., own, :])[..., 0, :] / (choices * open_share)
         missed = np.ones_like(share)
         for drawn in range(choices):  # the j-th choice avoids the experts that are already taken
             missed *= np.maximum(1.0 - share * open_experts / max(open_experts - drawn, 1.0), 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,10 +24,14 @@ from moesim.model.ops import MemoryBound, Op
 from moesim.model.spec import MoeSpec
 from moesim.network.collectives.group import all_gather, reduce_scatter
 from moesim.network.exchanges.base import Load, Phase, exchange
+from moesim.network.traffic import PortTokens
 from moesim.training.backward import Passes
 from moesim.training.items import Item, Link, Piece, Work
 from moesim.training.loads import group_load
 from moesim.training.overlapped import Layer
+
+MESSAGES = "pairwise"
+"""Exchange by which whole experts travel: one message to each that helps."""
 
 if TYPE_CHECKING:
     from moesim.training.work import LayerWork
@@ -52,6 +57,7 @@ class MoeWork:
             domain=np.asarray(fabric.domain[self.ranks]),
             deduplicate=work.options.deduplicate,
             capacity_factor=work.options.capacity_factor,
+            served=work.spread.served if work.spread else None,
         )
         op = expert_op(moe, work.model.hidden_size, moe.num_experts // plan.ep, work.dtypes, moe_tp=plan.etp)
         self.experts = work.cost.experts(op, self.load.load)
@@ -72,8 +78,8 @@ class MoeWork:
 
     def items(self, layer: int) -> list[Item]:
         """Items of one layer; layers of equal loads share theirs."""
-        row = self.rows[layer]
-        key = self.outer.shares[:, row].tobytes()
+        row, spread = self.rows[layer], self.outer.spread
+        key = self.outer.shares[:, row].tobytes() + (spread.key(row) if spread else b"")
         if key not in self._known:
             self._known[key] = self._items(row)
         return self._known[key]
@@ -84,8 +90,9 @@ class MoeWork:
         experts, options = Piece((self.experts_of(row),)), self.outer.options
         if plan.ep == 1:
             return [before, *self._width_shared(experts), after]
+        weights = self._weights_sent(row)
         if options.overlap is not None:
-            return [before, Layer(self, row).overlapped(options.overlap), after]
+            return [before, *weights, Layer(self, row).overlapped(options.overlap), after]
         there = Part("dispatch", "all_to_all", self.exchange_of("dispatch", row))
         back = Part("combine", "all_to_all", self.exchange_of("combine", row))
         waits = options.host_reads_counts and options.capacity_factor is None
@@ -98,7 +105,45 @@ class MoeWork:
             host_waits=waits,
         )
         combine = Link(back, there, "dispatch", everybody=True, hides_weight_gradient=False)
-        return [before, dispatch, *self._width_shared(experts), combine, after]
+        return [before, *weights, dispatch, *self._width_shared(experts), combine, after]
+
+    def _weights_sent(self, row: int) -> list[Item]:
+        """Weights of experts that others help with are sent to these, their gradients come back."""
+        if (
+            self.sent is None
+            or not self.sent.scale_up_out[:, row].any() | self.sent.scale_out_out[:, row].any()
+        ):
+            return []
+        size = self.outer.plan.ep
+        there = Part("expert weights to helpers", "send", _over_ranks(self._sent("dispatch"), row, size))
+        back = Part("expert gradients from helpers", "send", _over_ranks(self._sent("combine"), row, size))
+        return [Link(there, back, "dispatch", everybody=True, hides_weight_gradient=False)]
+
+    @cached_property
+    def sent(self) -> PortTokens | None:
+        """Experts whose weights pass each port, each ``(draw, layer, rank)``."""
+        spread = self.outer.spread
+        return spread.sent_ports(np.asarray(self.outer.fabric.domain[self.ranks])) if spread else None
+
+    def _sent(self, phase: Phase) -> Estimate:
+        """Seconds of messages of whole experts, ``(draw, layer)``: weights there, gradients back."""
+        assert self.sent is not None
+        outer, there = self.outer, phase == "dispatch"
+        dtype = outer.dtypes.experts if there else outer.cost.gradient_dtype
+        fabric = outer.fabric
+        apart = replace(fabric, communication=replace(fabric.communication, exchange=MESSAGES))
+        load = Load(
+            phase=phase,
+            ports=self.sent if there else self.sent.transposed(),
+            row_bytes=self.moe.expert_parameters(outer.model.hidden_size)
+            * bytes_per_element(dtype)
+            / outer.plan.etp,
+            ranks=self.ranks,
+            tokens_per_rank=outer.local_tokens,
+            num_experts=self.moe.num_experts,
+            deduplicate="expert",
+        )
+        return exchange(load, apart)[1]
 
     def experts_of(self, row: int) -> Work:
         """Experts of one layer, ``(draw * member,)``."""

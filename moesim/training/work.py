@@ -20,6 +20,7 @@ from moesim.training.backward import TrainCost
 from moesim.training.items import Item, Link, Options, Piece, TrainBatch, Work, works
 from moesim.training.loads import GroupLoad, Shares
 from moesim.training.moe_work import MoeWork
+from moesim.training.spread import Spread
 
 LOSS_BYTES = 14
 """Of one logit, forward: bf16 logit read, fp32 copy written, read twice for its maximum and sum. [bytes]"""
@@ -38,12 +39,13 @@ class LayerWork:
     shares: Shares
     options: Options
     num_units: int
+    spread: Spread | None = None
     _attention: dict[LayerSpec, list[Item]] = field(default_factory=dict)
     _dense: dict[DenseFfn, list[Item]] = field(default_factory=dict)
     _moe: dict[MoeSpec, MoeWork] = field(default_factory=dict)
 
     def with_shares(self, shares: Shares) -> LayerWork:
-        """The same work under other routing."""
+        """The same work under other routing, every expert served at home."""
         return LayerWork(
             self.model, self.plan, self.dtypes, self.batch, self.cost, self.fabric, shares, self.options,
             self.num_units,
