@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from moesim.engine.program import Instruction, Part, Program, Run, Wait
 from moesim.evidence import Estimate
 from moesim.offload.costs import parts_ps
+from moesim.units import PS_PER_S
 
 LANES = ("device", "pim", "host to device", "disk to host", "cpu", "cxl")
 DEVICE, PIM, LINK, DISK, CPU, CXL = LANES
@@ -52,6 +53,17 @@ class Lanes:
         self.busy[lane] += length
         if self.recording:
             self.instructions.append(Run(lane, tuple(parts), layer))
+
+    def work(
+        self, lane: str, name: str, kind: str, evidence: Estimate, seconds: float, layer: int | None
+    ) -> None:
+        """A single operation of ``seconds`` at the end of a lane, with the grade of ``evidence``."""
+        length = round(seconds * PS_PER_S)
+        self.clock[lane] += length
+        self.busy[lane] += length
+        if self.recording:
+            estimate = Estimate(seconds, evidence.family, evidence.grade, evidence.sigma)
+            self.instructions.append(Run(lane, one(name, kind, estimate), layer))
 
     def wait(self, lane: str, mark: Mark) -> None:
         """Later work of ``lane`` starts no earlier than ``mark``."""

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.offload.costs import Costs, Unit
-from moesim.offload.executors import LOAD, LOAD_LOW, ON_CPU, ON_PIM, RESIDENT, SKIP, Assignment, LayerWork
-from moesim.offload.lanes import CPU, CXL, DEVICE, LINK, PIM, Mark, one
+from moesim.offload.executors import LOAD, LOAD_LOW, ON_CPU, ON_PIM, RESIDENT, SKIP, LayerWork
+from moesim.offload.lanes import CPU, CXL, DEVICE, LINK, PIM, Mark
 from moesim.offload.prefetchers import View
 from moesim.offload.sources import fetch_s, pieces_s, reads_far, to_device, to_host
 from moesim.offload.state import Ordered, State
@@ -29,7 +28,8 @@ class Task:
     gate: Mark
     ids: NDArray[np.int32]
     work: LayerWork
-    assignment: Assignment
+    order: list[int]
+    fates: list[int]
 
 
 def moe_layer(state: State, at: int, index: int, layer: int) -> None:
@@ -37,13 +37,16 @@ def moe_layer(state: State, at: int, index: int, layer: int) -> None:
     gate = state.lanes.mark(DEVICE)
     _catch_up(state, gate.time_ps)
     ids, work = _work(state, at, index, gate)
-    task = Task(at, index, layer, gate, ids, work, state.offload.executor.assign(work))
+    assignment = state.offload.executor.assign(work)
+    order, fates = assignment.order.tolist(), assignment.fates.tolist()
+    task = Task(at, index, layer, gate, ids, work, order, fates)
     arrived = _fetch(state, task)
     if state.offload.synchronous and arrived:
         state.lanes.wait(DEVICE, max((marks[-1] for marks in arrived.values()), key=lambda m: m.time_ps))
     away = [_elsewhere(state, task, kind) for kind in (ON_PIM, ON_CPU)]
     _order(state, task)
-    state.lanes.run(DEVICE, state.costs.after[layer], layer)
+    if state.costs.after[layer]:
+        state.lanes.run(DEVICE, state.costs.after[layer], layer)
     _on_device(state, task, arrived)
     if state.late is not None:
         state.lanes.wait(DEVICE, state.late)
@@ -73,7 +76,9 @@ def _work(state: State, at: int, index: int, gate: Mark) -> tuple[NDArray[np.int
     """Experts of the layer and what the executor may know about them."""
     demand, costs, lanes = state.demand, state.costs, state.lanes
     places = demand.ids[at, index]
-    real = places < demand.num_experts
+    real: NDArray[np.bool_] | slice = slice(None)
+    if int(places.max()) == demand.num_experts:
+        real = places < demand.num_experts
     ids = places[real]
     row, offset = state.place(index)
     weights = None if demand.weights is None else demand.weights[at, index][real]
@@ -83,30 +88,23 @@ def _work(state: State, at: int, index: int, gate: Mark) -> tuple[NDArray[np.int
         at * demand.num_layers + index if state.offload.pooled else at,
         None if weights is None else weights[None, :],
     )[0]
-    keys = [(row, int(expert) + offset) for expert in ids]
+    keys = [(row, expert + offset) for expert in ids.tolist()]
     if state.buffer.held:
         found |= np.array([key in state.buffer.held for key in keys], np.bool_)
-    whole = found & np.array([key not in state.lacking for key in keys], np.bool_)
+    whole = found
+    if state.lacking:
+        whole = found & np.array([key not in state.lacking for key in keys], np.bool_)
     state.tally.lookups += ids.size
-    state.tally.hits += int(whole.sum())
+    state.tally.hits += int(np.count_nonzero(whole))
     tokens = demand.tokens[at, index][real].astype(np.int64)
-    ready = np.zeros(ids.size)
-    for k in np.flatnonzero(found).tolist():
-        if keys[k] in state.unused:
-            state.unused.discard(keys[k])
-            state.tally.useful_prefetches += 1
-        mark = state.ready.get(keys[k])
-        if mark is not None:
-            ready[k] = mark.time_ps / PS_PER_S
-    share = np.full(ids.size, 1.0 / max(1, ids.size)) if weights is None else weights / weights.sum()
     return ids, LayerWork(
         tokens,
         whole,
-        ready,
-        share,
-        costs.device.seconds(tokens),
+        _ready_s(state, keys, found),
+        np.full(ids.size, 1.0 / max(1, ids.size)) if weights is None else weights / weights.sum(),
+        state.times("device", costs.device, tokens),
         _cpu_times(state, index, ids, tokens),
-        _pim_times(costs, tokens, found),
+        _pim_times(state, tokens, found),
         _copy_times(state, index, ids, keys, found),
         gate.time_ps / PS_PER_S,
         lanes.clock[LINK] / PS_PER_S,
@@ -114,11 +112,27 @@ def _work(state: State, at: int, index: int, gate: Mark) -> tuple[NDArray[np.int
     )
 
 
+def _ready_s(state: State, keys: list[tuple[int, int]], found: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """When each present expert can be used; prefetched ones count as used from here on. [s]"""
+    ready = np.zeros(len(keys))
+    for k, present in enumerate(found.tolist()):
+        if not present:
+            continue
+        key = keys[k]
+        if key in state.unused:
+            state.unused.discard(key)
+            state.tally.useful_prefetches += 1
+        mark = state.ready.get(key)
+        if mark is not None:
+            ready[k] = mark.time_ps / PS_PER_S
+    return ready
+
+
 def _cpu_times(
     state: State, index: int, ids: NDArray[np.int32], tokens: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Time of each expert on the CPU, from the memory that holds it. [s]"""
-    near = _times(state.costs.cpu, tokens)
+    near = state.times("cpu", state.costs.cpu, tokens)
     cxl = state.costs.cxl
     if state.far is None or cxl is None or cxl.cpu is None:
         return near
@@ -126,10 +140,10 @@ def _cpu_times(
     return np.where(far, cxl.cpu.seconds(tokens), near)
 
 
-def _pim_times(costs: Costs, tokens: NDArray[np.int64], found: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _pim_times(state: State, tokens: NDArray[np.int64], found: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Time of each expert near memory; units in the device's memory see only what lies there. [s]"""
-    times = _times(costs.pim, tokens)
-    return np.where(found, times, np.inf) if costs.pim_shares_memory else times
+    times = state.times("pim", state.costs.pim, tokens)
+    return np.where(found, times, np.inf) if state.costs.pim_shares_memory else times
 
 
 def _copy_times(
@@ -146,10 +160,6 @@ def _copy_times(
             state, reads_far(state, index, expert), range(first, count)
         )
     return times
-
-
-def _times(unit: Unit | None, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.full(tokens.size, np.inf) if unit is None else unit.seconds(tokens)
 
 
 def _catch_up(state: State, now_ps: int) -> None:
@@ -203,14 +213,15 @@ def _lacks(state: State, key: tuple[int, int], pieces: int) -> None:
 
 def _fetch(state: State, task: Task) -> dict[int, list[Mark]]:
     """Copies that the layer waits for: arrivals of their pieces by place in ``ids``."""
-    ids, assignment, index = task.ids, task.assignment, task.index
-    state.ordered = type(state.ordered)(o for o in state.ordered if o.layer != index)
-    fates, cut = assignment.fates, state.costs.pieces
+    ids, index = task.ids, task.index
+    if state.ordered:
+        state.ordered = type(state.ordered)(o for o in state.ordered if o.layer != index)
+    fates, cut = task.fates, state.costs.pieces
     if state.host is not None:
         state.host.ranking.touch(np.array([[index]]), ids[None, :], task.at, None)
     row, offset = state.place(index)
     arrived: dict[int, list[Mark]] = {}
-    for k in assignment.order.tolist():
+    for k in task.order:
         if fates[k] not in (LOAD, LOAD_LOW):
             continue
         expert, low = int(ids[k]), fates[k] == LOAD_LOW
@@ -239,23 +250,24 @@ def _held_pieces(state: State, key: tuple[int, int]) -> int:
 
 def _enter(state: State, task: Task, arrived: Mapping[int, list[Mark]]) -> None:
     """What was copied joins the cache: whole experts, and those in low precision where that is a part."""
-    fates, cut = task.assignment.fates, state.costs.pieces
-    whole, low = fates == LOAD, fates == LOAD_LOW
-    state.tally.loads += int(whole.sum())
-    state.tally.low_loads += int(low.sum())
-    state.tally.skipped += int((fates == SKIP).sum())
-    kept = whole | low if cut.planes else whole
-    if not kept.any():
+    fates, cut, tally = task.fates, state.costs.pieces, state.tally
+    tally.loads += fates.count(LOAD)
+    tally.low_loads += fates.count(LOAD_LOW)
+    tally.skipped += fates.count(SKIP)
+    entering = (LOAD, LOAD_LOW) if cut.planes else (LOAD,)
+    kept = [k for k, fate in enumerate(fates) if fate in entering]
+    if not kept:
         return
     row, offset = state.place(task.index)
     ids = task.ids + offset
-    new = kept & (state.cache.slot_of[row, ids] < 0)
+    new = np.zeros(ids.size, np.bool_)
+    new[kept] = state.cache.slot_of[row, ids[kept]] < 0
     state.cache.load(np.array([[row]]), ids[None, :], new[None, :])
-    for k in np.flatnonzero(kept).tolist():
+    for k in kept:
         key = (row, int(ids[k]))
         if arrived[k]:
             state.ready[key] = arrived[k][-1]
-        if whole[k]:
+        if fates[k] == LOAD:
             state.lacking.pop(key, None)
         elif new[k]:
             _lacks(state, key, len(cut.shares) - 1)
@@ -263,13 +275,15 @@ def _enter(state: State, task: Task, arrived: Mapping[int, list[Mark]]) -> None:
 
 def _elsewhere(state: State, task: Task, kind: int) -> tuple[Mark | None, Mark | None]:
     """Experts of the CPU or of near-memory units: end of the prompt ones, end of the deferred ones."""
-    unit, lane, label = (
-        (state.costs.cpu, CPU, CPU_KIND) if kind == ON_CPU else (state.costs.pim, PIM, PIM_KIND)
+    unit, lane, label, named = (
+        (state.costs.cpu, CPU, CPU_KIND, "experts on the CPU")
+        if kind == ON_CPU
+        else (state.costs.pim, PIM, PIM_KIND, "experts near memory")
     )
-    fates = task.assignment.fates
-    mine = [k for k in task.assignment.order.tolist() if fates[k] == kind]
-    if not mine or unit is None:
+    fates = task.fates
+    if unit is None or kind not in fates:
         return None, None
+    mine = [k for k in task.order if fates[k] == kind]
     lanes = state.lanes
     far: list[bool] = []
     lanes.wait(lane, task.gate)
@@ -294,15 +308,7 @@ def _elsewhere(state: State, task: Task, kind: int) -> tuple[Mark | None, Mark |
         seconds = _longest_s(group, chosen, queues) + (unit.first_s if number == 0 else 0.0)
         if kind == ON_CPU:
             seconds = _slowed(seconds, lanes.clock[CPU], lanes.clock[LINK], state.costs.cpu_slowdown)
-        lanes.run(
-            lane,
-            one(
-                "experts on the CPU" if kind == ON_CPU else "experts near memory",
-                label,
-                unit.evidence(seconds),
-            ),
-            task.layer,
-        )
+        lanes.work(lane, named, label, unit.estimate, seconds, task.layer)
         ends.append(lanes.mark(lane))
     if kind == ON_CPU and any(far):
         # the CPU read that memory while it worked: copies from there come after
@@ -339,20 +345,22 @@ def _order(state: State, task: Task) -> None:
 
 def _on_device(state: State, task: Task, arrived: dict[int, list[Mark]]) -> None:
     """Cached experts, those that are there first, then each copied one as it arrives."""
-    lanes, unit = state.lanes, state.costs.device
-    ids, work, assignment, layer = task.ids, task.work, task.assignment, task.layer
+    lanes, unit, pieces = state.lanes, state.costs.device, state.costs.pieces
+    ids, fates = task.ids, task.fates
     row, offset = state.place(task.index)
-    resident = [k for k in assignment.order.tolist() if assignment.fates[k] == RESIDENT]
-    # low precision that was there already moves nothing
-    resident += [k for k in np.flatnonzero(assignment.fates == LOAD_LOW).tolist() if k not in arrived]
+    resident = [k for k in task.order if fates[k] == RESIDENT]
+    if LOAD_LOW in fates:
+        # low precision that was there already moves nothing
+        resident += [k for k, fate in enumerate(fates) if fate == LOAD_LOW and k not in arrived]
     now_s = lanes.clock[DEVICE] / PS_PER_S
-    here = [k for k in resident if work.ready_s[k] <= now_s]
-    coming = sorted((k for k in resident if work.ready_s[k] > now_s), key=lambda k: float(work.ready_s[k]))
+    ready_s, device_s = task.work.ready_s.tolist(), task.work.device_s
+    here = [k for k in resident if ready_s[k] <= now_s]
+    coming = sorted((k for k in resident if ready_s[k] > now_s), key=lambda k: float(ready_s[k]))
     batches: list[tuple[list[int], Mark | None, float]] = [(here, None, 1.0)] if here else []
     batches += [([k], state.ready.get((row, int(ids[k]) + offset)), 1.0) for k in coming]
     for k, marks in arrived.items():
-        if state.costs.pieces.computed_apart:
-            shares = state.costs.pieces.shares
+        if pieces.computed_apart:
+            shares = pieces.shares
             held = len(shares) - len(marks)
             before = sum(shares[:held])
             batches += [
@@ -364,6 +372,6 @@ def _on_device(state: State, task: Task, arrived: dict[int, list[Mark]]) -> None
     for members, mark, share in batches:
         if mark is not None:
             lanes.wait(DEVICE, mark)
-        seconds = float(work.device_s[members].sum()) * share + first_s
+        total = device_s[members[0]] if len(members) == 1 else device_s[members].sum()
+        lanes.work(DEVICE, "experts", COMPUTE, unit.estimate, float(total) * share + first_s, task.layer)
         first_s = 0.0
-        lanes.run(DEVICE, one("experts", COMPUTE, unit.evidence(seconds)), layer)

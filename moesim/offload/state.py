@@ -10,10 +10,13 @@ from numpy.typing import NDArray
 
 from moesim.memory.caches import CachePolicy, ExpertCache
 from moesim.memory.demand import Demand
-from moesim.offload.costs import Costs
+from moesim.offload.costs import Costs, Unit
 from moesim.offload.executors import Executor
 from moesim.offload.lanes import Lanes, Mark
 from moesim.offload.prefetchers import Predictor, Prefetcher
+
+_REMEMBERED = 16
+"""Most experts of a layer whose times are remembered by their tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,6 +145,8 @@ class State:
         End of deferred CPU experts of the layer before.
     buffer : Buffer
         What has arrived ahead beside the cache.
+    known_times : dict
+        Seconds by unit and tokens of few experts, which come again and again in decode.
     """
 
     demand: Demand
@@ -159,10 +164,22 @@ class State:
     far: NDArray[np.bool_] | None = None
     late: Mark | None = None
     buffer: Buffer = field(init=False)
+    known_times: dict[tuple[str, bytes], NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """An empty buffer of the asked size."""
         self.buffer = Buffer(deque([Mark(0)] * self.offload.buffer))
+
+    def times(self, lane: str, unit: Unit | None, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Seconds of experts by their tokens on a unit, infinite without one; not to be written to."""
+        if tokens.size > _REMEMBERED:
+            return np.full(tokens.size, np.inf) if unit is None else unit.seconds(tokens)
+        key = (lane, tokens.tobytes())
+        known = self.known_times.get(key)
+        if known is None:
+            known = np.full(tokens.size, np.inf) if unit is None else unit.seconds(tokens)
+            self.known_times[key] = known
+        return known
 
     def near(self, key: tuple[int, int]) -> bool:
         """Whether the device holds an expert, or it is on its way there."""

@@ -77,8 +77,13 @@ class ExpertCache:
 
     def load(self, rows: Rows, ids: Ids, missing: NDArray[np.bool_]) -> None:
         """Load those of ``ids`` that are ``missing``, sparing the others; all ``(rows, places)``."""
-        if len(rows) == 1 and np.count_nonzero(missing) == 1:
-            self._load_one(int(rows[0, 0]), int(ids[missing][0]), None if self.bypasses else ids[0])
+        if len(rows) == 1:
+            wanted = np.count_nonzero(missing)
+            kept = None if self.bypasses else ids[0]
+            if wanted == 1:
+                self._load_one(int(rows[0, 0]), int(ids[missing][0]), kept)
+            elif wanted:
+                self._load_row(rows, ids, missing, kept)
             return
         lines = np.flatnonzero(missing.any(axis=1))
         if lines.size:
@@ -93,14 +98,8 @@ class ExpertCache:
 
     def _load_one(self, row: int, expert: int, kept: Ids | None) -> None:
         """As :meth:`_load` for a single expert, which is what copies ahead of their use are."""
-        contents = self.contents[row]
         at = np.array([[row]])
-        standing = self.ranking.worth(at, contents[None, :])[0]
-        standing[contents == self.empty] = -_NEVER
-        standing[~self.usable[row]] = _NEVER
-        if kept is not None:
-            held = self.slot_of[row, kept]
-            standing[held[held >= 0]] = _NEVER
+        standing = self._standing(at, kept)
         slot = int(standing.argmin())
         given_up = standing[slot]
         if given_up == _NEVER:
@@ -108,13 +107,51 @@ class ExpertCache:
         new = np.array([expert], np.int32)
         if kept is None and self.ranking.worth(at, new[None, :])[0, 0] <= given_up:
             return
-        old = contents[slot : slot + 1].copy()
+        old = self.contents[row, slot : slot + 1].copy()
         if old[0] < self.empty:
             self.slot_of[row, old[0]] = -1
             self.ranking.evicted(at[0], old)
         self.contents[row, slot] = expert
         self.slot_of[row, expert] = slot
         self.ranking.inserted(at[0], new)
+
+    def _standing(self, at: Rows, kept: Ids | None) -> NDArray[np.float64]:
+        """What the slots of one row hold is worth; free ones least, those of ``kept`` more than anything."""
+        row = int(at[0, 0])
+        contents = self.contents[row]
+        standing: NDArray[np.float64] = self.ranking.worth(at, contents[None, :])[0]
+        standing[contents == self.empty] = -_NEVER
+        if self.slots[row] < standing.size:
+            standing[self.slots[row] :] = _NEVER
+        if kept is not None:
+            held = self.slot_of[row, kept]
+            standing[held[held >= 0]] = _NEVER
+        return standing
+
+    def _load_row(self, at: Rows, ids: Ids, missing: NDArray[np.bool_], kept: Ids | None) -> None:
+        """As :meth:`_load` for a single row."""
+        row = int(at[0, 0])
+        standing = self._standing(at, kept)
+        new = ids[missing]
+        count = min(new.size, standing.size)
+        victim = standing.argpartition(range(count))[:count]
+        given_up = standing[victim]
+        if kept is None or given_up[-1] == _NEVER:
+            value = self.ranking.worth(at, ids)[missing]
+            best = np.argsort(-value, kind="stable")[:count]
+            new = new[best]
+            swap = given_up < _NEVER
+            swap &= (value[best] > given_up) if kept is None else swap
+            victim, new = victim[swap], new[swap]
+        old = self.contents[row, victim]
+        self.slot_of[row, old] = -1
+        self.contents[row, victim] = new
+        self.slot_of[row, new] = victim
+        self.slot_of[row, self.empty] = -1
+        gone = old[old < self.empty]
+        line = np.full(new.size, row)
+        self.ranking.evicted(line[: gone.size], gone)
+        self.ranking.inserted(line, new)
 
     def holds(self, row: int, experts: Ids) -> NDArray[np.bool_]:
         """Whether each of ``experts`` of a row is present."""

@@ -25,23 +25,23 @@ class ListSchedule:
 
     def assign(self, work: LayerWork) -> Assignment:
         """Greedy in simulated time."""
-        order = np.lexsort((-work.tokens, ~work.present))
-        fates = np.zeros(order.size, np.int8)
+        # plain numbers: a few experts are quicker so than as arrays
+        order: list[int] = np.lexsort((-work.tokens, ~work.present)).tolist()
+        present, ready_s, copy_s = work.present.tolist(), work.ready_s.tolist(), work.copy_s.tolist()
+        device_s, cpu_s, pim_s = work.device_s.tolist(), work.cpu_s.tolist(), work.pim_s.tolist()
+        fates = [0] * len(order)
         device, cpu, pim, link = work.now_s, max(work.now_s, work.cpu_free_s), work.now_s, work.link_free_s
-        head, tail = 0, order.size - 1
+        head, tail = 0, len(order) - 1
         from_tail: list[int] = []
         while head <= tail:
             first, last = order[head], order[tail]
-            if work.present[first]:
-                arrived = float(work.ready_s[first])
-            else:
-                arrived = max(link, work.now_s) + float(work.copy_s[first])
-            on_device = max(device, arrived) + float(work.device_s[first])
-            on_cpu = cpu + float(work.cpu_s[last]) if self.cpu else np.inf
-            on_pim = pim + float(work.pim_s[last])
+            arrived = ready_s[first] if present[first] else max(link, work.now_s) + copy_s[first]
+            on_device = max(device, arrived) + device_s[first]
+            on_cpu = cpu + cpu_s[last] if self.cpu else np.inf
+            on_pim = pim + pim_s[last]
             if on_device <= min(on_cpu, on_pim):
-                fates[first] = RESIDENT if work.present[first] else LOAD
-                link = link if work.present[first] else arrived
+                fates[first] = RESIDENT if present[first] else LOAD
+                link = link if present[first] else arrived
                 device = on_device
                 head += 1
                 continue
@@ -49,6 +49,6 @@ class ListSchedule:
                 fates[last], cpu = ON_CPU, on_cpu
             else:
                 fates[last], pim = ON_PIM, on_pim
-            from_tail.append(int(last))
+            from_tail.append(last)
             tail -= 1
-        return Assignment(fates, np.concatenate((order[:head], np.array(from_tail, np.int64))))
+        return Assignment(np.array(fates, np.int8), np.array([*order[:head], *from_tail], np.int64))
