@@ -17,6 +17,7 @@ from moesim.placement import Placement
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
 from moesim.scenario.training import Common, setup_of, train_plan
+from moesim.scenario.training_errors import located
 from moesim.scenario.training_placing import in_order, placed
 from moesim.scenario.training_routing import Windows
 from moesim.training.framework import load_framework
@@ -85,7 +86,9 @@ def run_drift(
         No experts to move, an unknown answer, or numbers out of range.
     """
     scenario = resolved.scenario
-    _check(scenario, common, drift)
+    with located(resolved):
+        _check(scenario, common, drift)
+        setup = _setup(scenario, common, common.windows)
     windows = drifted(common.windows, drift, scenario.seed)
     rows = []
     for answer in answers:
@@ -95,7 +98,6 @@ def run_drift(
             steps.append(run.step(number, now, windows[number - 1]))
             progress(f"{answer}, step {number + 1}")
         rows.append(_row(answer, steps))
-    setup = _setup(scenario, common, windows[0])
     even_s = float(TrainStep(balanced_setup(setup)).run().makespan_s[0])
     even = [{"step_s": even_s, "move_s": 0.0, "moved_experts": 0, "imbalance_ratio": 1.0}] * drift.steps
     return [*rows, _row("every expert alike", even)]

@@ -10,6 +10,7 @@ from moesim.parallel.train_plan import TrainPlan
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
 from moesim.scenario.training import Common, recompute_of, setup_of, train_plan
+from moesim.scenario.training_errors import check_sections, located
 from moesim.scenario.training_memory import ledger_of, memory_of
 from moesim.scenario.training_rates import Rates
 from moesim.scenario.training_schema import ScheduleSection
@@ -166,7 +167,9 @@ def common_of(resolved: Resolved) -> Common:
     if question != "train_step":
         where = resolved.tree.where(("question",))
         raise InputError.at("question", question, "train_step: only training has such plans", where=where)
-    return Common.of(resolved)
+    with located(resolved):
+        check_sections(resolved)
+        return Common.of(resolved)
 
 
 def rows_of(tuned: Tuned, scenario: Scenario, common: Common) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from moesim.parallel.train_plan import check as check_plan
 from moesim.scenario.machine import deduplication_of
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import PlanSection, Scenario
+from moesim.scenario.training_errors import check_sections, located
 from moesim.scenario.training_memory import checked_ledger, memory_of
 from moesim.scenario.training_placing import placement_under, spread_of
 from moesim.scenario.training_routing import Windows, shares_under, windows_of
@@ -135,12 +136,14 @@ def build_training(resolved: Resolved, like: Training | None = None) -> Training
     InfeasibleError
         A rank needs more memory than it has.
     """
-    common = Common.of(resolved) if like is None else Common(like.common.model, like.common.windows)
-    framework = load_framework(resolved.scenario.training.framework)
     scenario = resolved.scenario
-    setup = setup_of(scenario, common, framework)
-    capacity, inner_dtype = memory_of(scenario)
-    ledger = checked_ledger(setup, capacity, inner_dtype) if like is None else like.ledger
+    with located(resolved):
+        check_sections(resolved)
+        common = Common.of(resolved) if like is None else Common(like.common.model, like.common.windows)
+        framework = load_framework(scenario.training.framework)
+        setup = setup_of(scenario, common, framework)
+        capacity, inner_dtype = memory_of(scenario)
+        ledger = checked_ledger(setup, capacity, inner_dtype) if like is None else like.ledger
     return Training(resolved, setup, framework, ledger, common)
 
 

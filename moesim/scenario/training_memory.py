@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from moesim.errors import InputError
 from moesim.memory.ledger import Ledger
+from moesim.model.dtypes import storage_format
 from moesim.parallel.train_plan import TrainPlan
 from moesim.scenario.schema import Scenario
 from moesim.training.layout import even
@@ -50,7 +51,10 @@ def ledger_of(setup: TrainSetup, capacity_bytes: float, inner_dtype: str = "") -
 
 def memory_of(scenario: Scenario) -> tuple[float, str]:
     """Capacity of a device, and the format in which inputs of activation functions are kept. [bytes]"""
-    return scenario.cluster.node.device.main_memory.capacity_bytes, scenario.training.kept_inner_dtype
+    inner_dtype = scenario.training.kept_inner_dtype
+    if inner_dtype:
+        storage_format(inner_dtype, field="training.kept_inner_dtype")
+    return scenario.cluster.node.device.main_memory.capacity_bytes, inner_dtype
 
 
 def memory_view(ledger: Ledger, stage_size: int) -> dict[str, Any]:

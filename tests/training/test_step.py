@@ -7,7 +7,7 @@ import pytest
 
 from moesim.errors import InfeasibleError, InputError
 from moesim.files import Tree
-from moesim.scenario.resolve import resolve_tree
+from moesim.scenario.resolve import resolve, resolve_tree
 from moesim.scenario.train import run_training
 from moesim.scenario.training import build_training
 from moesim.training.states import States
@@ -91,7 +91,7 @@ def test_attention_with_sinks_is_slower_in_pieces():
         ({"training__global_batch_size": 65}, "training.global_batch_size"),
         ({"plan": {"ep": 4, "pp": 4, "vpp": 2}, "training__global_batch_size": 12}, "training.schedule"),
         ({"plan": {"ep": 8, "layers": [24, 23]}, "training__schedule": {"policy": "1f1b"}}, "plan.layers"),
-        ({"training__recompute": ["moe_akt"]}, "recompute.modules"),
+        ({"training__recompute": ["moe_akt"]}, "training.recompute"),
         ({"routing": None}, "routing"),
     ],
 )
@@ -163,3 +163,31 @@ def test_an_overlap_without_exchanges_of_its_own_is_refused(changes, field):
         build_training(scenario(**({"training__overlap": {"policy": "chunked"}} | changes)))
     assert field in str(error.value)
     assert any(word in str(error.value) for word in ("accepted", "unknown"))
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("plan: {pp: 3, ep: 4}", "bad.yaml:6  plan.num_devices"),
+        ("plan:\n  pp: 2\n  ep: 256", "bad.yaml:8  plan.ep: got 256; accepted: a divisor of 128"),
+        (
+            "plan: {ep: 8, pp: 2, vpp: 2}\n"
+            "training:\n  global_batch_size: 24\n  schedule: {policy: interleaved}",
+            "bad.yaml:9  training.schedule: got 3 microbatches; accepted: a multiple of 2",
+        ),
+        ("training:\n  sharding: zero9", "bad.yaml:7  training.sharding: got 'zero9'"),
+        ("training: {recompute: [moe_akt]}", "bad.yaml:6  training.recompute: got 'moe_akt'"),
+        ("training: {kept_inner_dtype: fp9}", "bad.yaml:6  training.kept_inner_dtype: got 'fp9'"),
+        ("training: {}\ninterpreter: events", "bad.yaml:7  interpreter: got 'events'; accepted: vector"),
+        ("training: {}\noverlap: {policy: two_batch}", "bad.yaml:7  overlap: is not read"),
+        ("training: {}\nbatch: {tokens_per_rank: 8}", "bad.yaml:7  batch: is not read"),
+    ],
+)
+def test_contradictions_are_told_with_their_line(tmp_path, lines, told):
+    head = "schema_version: 1\nname: bad\nquestion: train_step\nmodel: qwen3_30b_a3b\ncluster: h100_x16\n"
+    text = f"{head}{lines}\n" + ("" if "training:" in lines else "training: {}\n")
+    file = tmp_path / "bad.yaml"
+    file.write_text(text + "routing: {generator: balanced}\n")
+    with pytest.raises(InputError) as error:
+        build_training(resolve(str(file)))
+    assert told in str(error.value)
