@@ -18,6 +18,7 @@ from moesim.scenario.serving import Serving, build_serving
 from moesim.scenario.serving_experts import expert_numbers, expert_view
 from moesim.scenario.serving_pools import Pool
 from moesim.scenario.views import inputs_of, sources_of_cluster
+from moesim.serving.deployment import ROUTED
 from moesim.serving.measures import Measures
 from moesim.serving.memo import Memo, MemoError
 from moesim.serving.step_times import StepShape
@@ -75,7 +76,7 @@ def run_serving(
     found = numbers(built.workload, measures, objectives, built.num_devices)
     found |= _costs(built, measures, found)
     experts = [made.experts for made in service.instances if made.experts is not None]
-    found |= expert_numbers(experts)
+    found |= expert_numbers(experts) | _away_numbers(built, measures)
     parts = [_share_rows(built, pool, measures) for pool in built.pools]
     sigma = _sigma(built, parts, errors)
     bands = _bands(built, sigma)
@@ -132,6 +133,18 @@ def _costs(
         usd = built.num_devices * price / SECONDS_PER_HOUR / outputs * MILLION
         costs["cost_per_million_tokens_usd"] = usd, "usd"
     return costs
+
+
+def _away_numbers(built: Serving, measures: Measures) -> dict[str, tuple[float, str]]:
+    """Where some experts are not on the device: look-ups of a typical decode iteration that find theirs."""
+    pool = built.pools[-1]
+    away = pool.deployment.away
+    if away is None:
+        return {}
+    tokens = _typical(pool, measures, built).new_tokens.sum(axis=1)
+    hits = float(np.interp(tokens, away.tokens, away.hit_fraction)[0])
+    slots = built.scenario.memory.cache.slots_per_layer or 0
+    return {"expert_hit_fraction": (hits, "fraction"), "experts_held_per_layer": (float(slots), "count")}
 
 
 def _busy_fraction(steps: Any, rows: list[list[float]]) -> float:
@@ -281,6 +294,8 @@ def _memory(built: Serving) -> dict[str, Any]:
             reserved_fraction=0.0,
         )
         parts = {name: float(size.max()) for name, size in book.parts.items() if size.max() > 0}
+        if deployment.away is not None:
+            parts[ROUTED] = deployment.away.device_bytes
         free = max(capacity - sum(parts.values()), 0.0)
         last = first + pool.count * deployment.plan.num_devices - 1
         ranks = f"{first}-{last}" if last > first else str(first)

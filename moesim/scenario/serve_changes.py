@@ -9,6 +9,7 @@ from moesim.errors import MoesimError
 from moesim.scenario.result import Sensitivity
 from moesim.scenario.sensitivity import knobs_of, scaled
 from moesim.scenario.serving import Serving
+from moesim.scenario.serving_offload import experts_away
 from moesim.scenario.serving_pools import Pool
 from moesim.serving.summary import latencies
 
@@ -37,12 +38,15 @@ def mean_latency_s(built: Serving) -> float:
 
 
 def _changed(built: Serving) -> Iterator[tuple[str, str, Serving]]:
-    for knob in knobs_of(built.scenario.cluster):
+    away = built.pools[0].deployment.away is not None
+    for knob in [] if away else knobs_of(built.scenario.cluster):
         cluster = scaled(built.scenario.cluster, knob.path.split("."), knob.factor)
         pools = tuple(
             replace(pool, deployment=replace(pool.deployment, cluster=cluster)) for pool in built.pools
         )
         yield f"cluster.{knob.path}", knob.label, replace(built, pools=pools)
+    if away:
+        yield from _purchases(built)
     first, last = built.pools[0], built.pools[-1]
     for field, label, factor in (
         ("max_num_batched_tokens", "token budget of an iteration x2", 2.0),
@@ -61,6 +65,25 @@ def _changed(built: Serving) -> Iterator[tuple[str, str, Serving]]:
     yield "serving.decode.instances", "one more decode instance", replace(
         built, pools=(first, replace(last, count=last.count + 1))
     )  # fmt: skip
+
+
+def _purchases(built: Serving) -> Iterator[tuple[str, str, Serving]]:
+    """Faster memories and links, with the experts that are not on the device looked at anew."""
+    resolved, pool = built.resolved, built.pools[0]
+    node = built.scenario.cluster.node
+    main = next(iter(node.device.memory))
+    knobs = {
+        f"device.memory.{main}.bandwidth_bytes_per_s": "device memory bandwidth x2",
+        "host.dram.bandwidth_bytes_per_s": "host memory bandwidth x2",
+    }
+    if node.host.pcie is not None:
+        knobs["host.pcie.bandwidth_bytes_per_s"] = "PCIe one generation on (x2)"
+    for path, label in knobs.items():
+        cluster = scaled(built.scenario.cluster, ["node", *path.split(".")], 2.0)
+        changed = replace(resolved, scenario=built.scenario.model_copy(update={"cluster": cluster}))
+        deployment = replace(pool.deployment, cluster=cluster)
+        deployment = replace(deployment, away=experts_away(changed, deployment, pool.count))
+        yield f"cluster.node.{path}", label, replace(built, pools=(replace(pool, deployment=deployment),))
 
 
 def _with(pool: Pool, field: str, factor: float) -> Pool:

@@ -16,7 +16,7 @@ from moesim.scenario.schema import Scenario
 from moesim.scenario.serving_experts import ServedExperts, served_experts
 from moesim.scenario.serving_pools import Pool, pools_of
 from moesim.scenario.serving_schema import LengthSection
-from moesim.serving.deployment import Deployment
+from moesim.serving.deployment import ROUTED, Deployment
 from moesim.serving.expert_steps import ExpertsOf
 from moesim.serving.instances import iterations_of
 from moesim.serving.iterations import Iterations
@@ -32,7 +32,7 @@ from moesim.serving.requests import closed_loop, open_loop, read_requests, with_
 from moesim.serving.service import Change, InstanceSpec, Service, Transfer
 from moesim.serving.workload import Workload
 
-WEIGHTS = ("attention and dense weights", "embedding and head", "routed experts")
+WEIGHTS = ("attention and dense weights", "embedding and head", ROUTED)
 """Parts of the memory ledger that a new instance has to load."""
 
 
@@ -155,7 +155,8 @@ def _weight_bytes(deployment: Deployment) -> float:
         capacity_bytes=deployment.cluster.node.device.main_memory.capacity_bytes,
         reserved_fraction=0.0,
     )
-    return float(np.max(np.sum([book.parts[name] for name in WEIGHTS], axis=0)))
+    weights = float(np.max(np.sum([book.parts[name] for name in WEIGHTS], axis=0)))
+    return weights if deployment.away is None else weights - float(book.parts[ROUTED].max())
 
 
 def _link_rate(deployment: Deployment) -> float:
@@ -178,7 +179,9 @@ def build_serving(resolved: Resolved) -> Serving:
     scenario = resolved.scenario
     profile, pools, warnings = pools_of(resolved)
     workload = _workload(scenario)
-    experts, told = served_experts(scenario, pools[0].deployment, workload.num_requests)
+    experts, told = None, list[str]()
+    if pools[0].deployment.away is None:
+        experts, told = served_experts(scenario, pools[0].deployment, workload.num_requests)
     serving = Serving(resolved, profile, pools, workload, (*warnings, *told), experts)
     if serving.num_devices > scenario.cluster.num_devices:
         have = scenario.cluster.num_devices

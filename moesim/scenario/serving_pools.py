@@ -11,6 +11,7 @@ from moesim.parallel.plan import Plan
 from moesim.scenario.machine import communication_of
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
+from moesim.scenario.serving_offload import experts_away, is_offloaded
 from moesim.scenario.serving_schema import EngineSection
 from moesim.serving.deployment import Deployment
 from moesim.serving.drafting import most_spread
@@ -24,7 +25,7 @@ from moesim.steps.overlap import overlap_policies
 
 REPLACED = ("memory_fraction", "block_tokens", "async_scheduling", "chunked_prefill", "reserve_whole")
 """Fields of the engine section that replace one of the profile under the same name."""
-UNREAD = ("batch", "bands", "memory", "executor", "offload", "training", "interpreter")
+UNREAD = ("batch", "bands", "offload", "training", "interpreter")
 """Sections of other questions: a service says so where they are given."""
 
 
@@ -76,6 +77,9 @@ def pools_of(resolved: Resolved) -> tuple[Profile, tuple[Pool, ...], tuple[str, 
     pools = []
     for role, count, own_plan in wanted:
         deployment = _deployment(resolved, profile, _plan(scenario, own_plan, f"serving.{role}.plan"))
+        if is_offloaded(scenario):
+            instances = sum(number for _, number, _ in wanted)
+            deployment = replace(deployment, away=experts_away(resolved, deployment, instances))
         changes = _engine_changes(scenario, deployment)
         pools.append(Pool(role, count, deployment, engine_of(deployment, changes)))
     _check_overlap(scenario, pools)

@@ -17,6 +17,7 @@ from moesim.network.fabric import Communication, Fabric
 from moesim.network.faults import Faults
 from moesim.parallel.plan import Plan
 from moesim.parallel.plan import check as check_plan
+from moesim.serving.away import ExpertsAway
 from moesim.serving.drafting import Drafting
 from moesim.serving.engine_cost import engine_cost
 from moesim.serving.expert_draws import Generator
@@ -32,6 +33,9 @@ from moesim.units import GB
 Floats = NDArray[np.float64]
 
 PROBE_TOKENS = 8192
+ROUTED = "routed experts"
+"""Part of the memory ledger."""
+AWAY = "experts outside the device"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Deployment:
         Which algorithms move the bytes.
     faults : Faults, optional
         What is slow or dead of the devices and links in use.
+    away : ExpertsAway, optional
+        Experts that are not on the device; None: all are.
     """
 
     model: ModelSpec
@@ -72,6 +78,7 @@ class Deployment:
     overlap: Overlap | None = None
     communication: Communication | None = None
     faults: Faults | None = None
+    away: ExpertsAway | None = None
 
     def __post_init__(self) -> None:
         slots = self.model.num_experts + self.redundant_experts
@@ -198,7 +205,10 @@ class Deployment:
             capacity_bytes=capacity_bytes,
             reserved_fraction=0.0,
         )
-        return float(book.need_bytes.max())
+        need = book.need_bytes
+        if self.away is not None:
+            need = need - book.parts[ROUTED] + self.away.device_bytes
+        return float(need.max())
 
 
 @dataclass(frozen=True)
@@ -245,12 +255,16 @@ class DeploymentTimes:
         """
         head = self.parts.head(shapes.num_decodes + shapes.num_prefills)
         own = self._own_s(shapes, self.parts.tokens(self._padded(shapes))) + self._attention_s(shapes) + head
-        device = self._slowest(own)
+        device = beside = self._slowest(own)
         if self.deployment.model.num_experts:
             device = device + self.parts.stage(self._padded(shapes).sum(axis=1))
         if self.deployment.overlaps:
             woven = self._woven_s(shapes) + self._slowest(head)
             device = np.where(self._is_cut(shapes), woven, device)
+        if self.deployment.away is not None:
+            prompts = np.asarray((shapes.prefill_tokens > 0).any(axis=1))
+            added = self.deployment.away.seconds(shapes.new_tokens.sum(axis=1), prompts)
+            device = np.maximum(device + added, beside)
         if self.deployment.drafts:
             decodes = shapes.num_decodes.max(axis=1)
             passes = self.deployment.drafts * self.parts.draft(np.maximum(decodes, 1.0))
@@ -347,7 +361,13 @@ class DeploymentTimes:
             moves = [replace(t, seconds=t.seconds * exposed / (times * total(moves))) for t in moves]
         repeated = tuple(replace(term, seconds=times * term.seconds) for term in (*body, *moves))
         batch = shapes.num_decodes.max(axis=1)
-        return (*repeated, *costs.head(batch), *self._draft_terms(batch))
+        return (*repeated, *costs.head(batch), *self._draft_terms(batch), *self._away_terms(shapes))
+
+    def _away_terms(self, shapes: StepShape) -> tuple[Term, ...]:
+        away, tokens = self.deployment.away, shapes.new_tokens.sum(axis=1)
+        if away is None:
+            return ()
+        return (Term(AWAY, AWAY, "assumed", away.sigma, away.seconds(tokens, np.zeros(len(tokens), bool))),)
 
     def _draft_terms(self, batch: Floats) -> tuple[Term, ...]:
         drafts, context = self.deployment.drafts, np.full_like(batch, float(DRAFT_CONTEXT))
