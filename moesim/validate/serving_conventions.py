@@ -72,6 +72,8 @@ class Launch(_Strict):
         When it looks at new requests.
     batched_tokens, batched_lengths
         Token budget of an iteration: a number, and lengths that are added to it; 0: the engine's default.
+    kv : str
+        Format of the cache, where the row does not say; empty: the engine's default.
     evidence : str
     """
 
@@ -85,6 +87,7 @@ class Launch(_Strict):
     hold: HoldOption | None = None
     batched_tokens: int = Field(0, ge=0)
     batched_lengths: tuple[Literal["prompt", "answer", "clients"], ...] = ()
+    kv: str = ""
     evidence: str
 
     def fits(self, point: Point) -> bool:

@@ -105,8 +105,9 @@ class Services:
         plan = Plan(layout.tp, layout.pp, layout.attention_dp, *experts)
         weights = point.gemm_dtype or WIDE
         formats = stored_formats(model.name, weights, point.expert_dtype or weights)
-        kv = point.kv_dtype or profile.kv_for(formats.experts if model.num_experts else formats.weights)
         launch = conventions().launch(point)
+        kv = point.kv_dtype or (launch.kv if launch else "")
+        kv = kv or profile.kv_for(formats.experts if model.num_experts else formats.weights)
         budget = (launch.token_budget(point) if launch else None) or profile.max_num_batched_tokens
         if not profile.chunked_prefill:
             budget = max(budget, point.input_tokens + point.output_tokens)
