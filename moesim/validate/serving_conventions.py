@@ -62,7 +62,7 @@ class Launch(_Strict):
 
     Attributes
     ----------
-    engines, models, devices, formats : tuple of str
+    sources, engines, models, devices, formats : tuple of str
         Patterns of the rows; of the format, that of the matrices.
     clients, tp : (int or None, int or None)
         Least and largest.
@@ -77,6 +77,7 @@ class Launch(_Strict):
     evidence : str
     """
 
+    sources: tuple[str, ...] = ("public benchmark*",)
     engines: tuple[str, ...]
     models: tuple[str, ...] = ("*",)
     devices: tuple[str, ...] = ("*",)
@@ -95,6 +96,7 @@ class Launch(_Strict):
         if point.is_disaggregated or point.layout is None:
             return False
         patterns = (
+            (point.source, self.sources),
             (point.engine, self.engines),
             (point.model, self.models),
             (point.device, self.devices),

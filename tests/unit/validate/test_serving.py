@@ -4,10 +4,12 @@ import json
 import pytest
 
 from moesim.errors import InputError
+from moesim.serving.engine import Hold
 from moesim.validate.serving_conventions import conventions
 from moesim.validate.serving_points import read_points
 from moesim.validate.serving_requests import read_requests, replay, run_folders
 from moesim.validate.serving_run import JOURNAL, key_of, predict
+from moesim.validate.serving_service import Services
 from moesim.validate.serving_summary import NUMBER_NAMES, Condition, numbers_of, plain_row, summary
 
 ROW = {
@@ -159,10 +161,36 @@ def test_the_key_leaves_out_names_and_measurements(tmp_path):
 
 def test_the_first_convention_that_fits_holds(tmp_path):
     dated = {**ROW, "id": "x", "source": "public benchmark dump, 2026-01-01"}
-    undated = {**ROW, "id": "y", "source": "public benchmark dump, date unknown"}
+    undated = {**dated, "id": "y", "source": "public benchmark dump, date unknown", "engine": "sglang"}
+    undated["engine_version"] = "0.5.1.post1"
     points = read_points(write(tmp_path / "p.csv", [dated, undated])).points
     shortest = [conventions().rule(p).shortest for p in points]
-    assert shortest == [0.8, 0.9]
+    assert shortest == [0.8, 1.0]
+
+
+def test_public_runs_are_launched_as_their_scripts_say(tmp_path):
+    base = {**ROW, "engine": "sglang", "engine_version": "0.5.9", "model": "deepseek_r1", "tp": "8"}
+    base |= {
+        "device": "b200_sxm",
+        "gemm_dtype": "fp8",
+        "expert_dtype": "fp8",
+        "moe_tp": "8",
+        "concurrency": "16",
+    }
+    gathering = {**base, "engine": "trtllm", "model": "llama_3_1_70b", "device": "h200_sxm", "tp": "4"}
+    gathering |= {"moe_tp": "", "input_tokens": "1024", "output_tokens": "1024"}
+    rows = [base, {**base, "concurrency": "15"}, {**base, "device": "h100_sxm"}, gathering]
+    rows = [{**row, "source": "public benchmark dump, 2026-03-25"} for row in rows] + [base]
+    points = read_points(write(tmp_path / "p.csv", [r | {"id": str(i)} for i, r in enumerate(rows)])).points
+    polled, few, other, gathered, own = (conventions().launch(point) for point in points)
+    assert other is None
+    assert own is None  # somebody else's run
+    assert (polled.engine_hold(), few.engine_hold()) == (Hold(30), Hold(10))
+    assert polled.token_budget(points[0]) == 32768
+    assert gathered.engine_hold() == Hold(20, gathers=True, fill=0.9)
+    assert gathered.token_budget(points[3]) == 1024 + 1024 + 200
+    deployment = Services().of(points[0]).decode
+    assert (deployment.token_budget, deployment.dtypes.kv) == (32768, "fp8")
 
 
 def test_a_run_of_requests_is_replayed(tmp_path):
