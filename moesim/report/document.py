@@ -7,8 +7,6 @@ from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     FiniteFloat,
     ValidationError,
@@ -18,20 +16,15 @@ from pydantic import (
 
 from moesim.errors import InputError
 from moesim.files import problems_of
+from moesim.report.document_parts import Amount, Part, check_lengths
+from moesim.report.document_service import Service
 
-Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MAX_DEPTH = 32
 """Deeper trees are no scenario."""
 Matrix = Annotated[list[list[Amount]], Field(min_length=1)]
 
 
-class _Part(BaseModel):
-    """Reads plain JSON types only; fields that are not drawn are nobody's business here."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-
-
-class Metric(_Part):
+class Metric(Part):
     """A reported number and its ranges."""
 
     value: FiniteFloat
@@ -42,7 +35,7 @@ class Metric(_Part):
     scatter_high: FiniteFloat | None = None
 
 
-class Share(_Part):
+class Share(Part):
     """Row of the time breakdown."""
 
     name: str
@@ -53,7 +46,7 @@ class Share(_Part):
     sigma: Amount
 
 
-class Change(_Part):
+class Change(Part):
     """Row of the sensitivity."""
 
     label: str
@@ -61,7 +54,7 @@ class Change(_Part):
     change_fraction: FiniteFloat
 
 
-class RankMemory(_Part):
+class RankMemory(Part):
     """Ledger of ranks that hold the same."""
 
     ranks: str
@@ -69,14 +62,14 @@ class RankMemory(_Part):
     free_bytes: FiniteFloat
 
 
-class Memory(_Part):
+class Memory(Part):
     """Ledgers against the capacity; both absent when nothing was counted."""
 
     capacity_bytes: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     per_rank: list[RankMemory] = []
 
 
-class LayerTable(_Part):
+class LayerTable(Part):
     """Tokens of every layer, ``(layer, expert or rank)``."""
 
     tokens: Matrix
@@ -97,7 +90,7 @@ class ExpertLoad(LayerTable):
 
     @model_validator(mode="after")
     def _one_row_a_layer(self) -> Self:
-        _check_lengths(self.layers, self.tokens)
+        check_lengths(self.layers, self.tokens)
         return self
 
 
@@ -107,7 +100,7 @@ class Variant(LayerTable):
     label: str
 
 
-class RankLoad(_Part):
+class RankLoad(Part):
     """Rank loads under some placements."""
 
     layers: list[int]
@@ -116,11 +109,11 @@ class RankLoad(_Part):
     @model_validator(mode="after")
     def _one_row_a_layer(self) -> Self:
         for variant in self.variants:
-            _check_lengths(self.layers, variant.tokens)
+            check_lengths(self.layers, variant.tokens)
         return self
 
 
-class Traffic(_Part):
+class Traffic(Part):
     """Bytes between ranks or nodes."""
 
     scope: str
@@ -133,11 +126,11 @@ class Traffic(_Part):
         if any(len(row) != size for pairs in (self.scale_up, self.scale_out) for row in (pairs[0], *pairs)):
             msg = "scale_up and scale_out are not square; accepted: (source, target) of one size"
             raise ValueError(msg)
-        _check_lengths(self.scale_up, self.scale_out)
+        check_lengths(self.scale_up, self.scale_out)
         return self
 
 
-class LinkBlock(_Part):
+class LinkBlock(Part):
     """Seconds of every link of one kind."""
 
     label: str
@@ -147,18 +140,18 @@ class LinkBlock(_Part):
     @model_validator(mode="after")
     def _same_links(self) -> Self:
         if self.sound_seconds is not None:
-            _check_lengths(self.seconds, self.sound_seconds)
+            check_lengths(self.seconds, self.sound_seconds)
         return self
 
 
-class BusyLink(_Part):
+class BusyLink(Part):
     """A link and what it carries."""
 
     link: str
     seconds: Amount
 
 
-class Links(_Part):
+class Links(Part):
     """How long links are busy."""
 
     busiest: Annotated[list[BusyLink], Field(min_length=1)]
@@ -166,7 +159,7 @@ class Links(_Part):
     blocks: list[LinkBlock]
 
 
-class CrowdBlock(_Part):
+class CrowdBlock(Part):
     """Shares of the rate of every link of one kind that the step and that others used."""
 
     label: str
@@ -174,14 +167,14 @@ class CrowdBlock(_Part):
     others: Annotated[list[Amount], Field(min_length=1)]
 
 
-class HeldBack(_Part):
+class HeldBack(Part):
     """A link and the time that the step waited for it."""
 
     link: str
     lost_s: Amount
 
 
-class Crowd(_Part):
+class Crowd(Part):
     """A step beside the traffic of others."""
 
     alone_s: Annotated[Amount, Field(gt=0)]
@@ -190,7 +183,7 @@ class Crowd(_Part):
     blocks: list[CrowdBlock]
 
 
-class Placement(_Part):
+class Placement(Part):
     """Row of the placement comparison."""
 
     label: str
@@ -202,7 +195,7 @@ class Placement(_Part):
     metrics: dict[str, Metric] | None = None
 
 
-class Track(_Part):
+class Track(Part):
     """Spans of one stream of one rank: name, kind, layer, start and end."""
 
     rank: int
@@ -221,7 +214,7 @@ class Track(_Part):
         return self
 
 
-class Timeline(_Part):
+class Timeline(Part):
     """Excerpt of the timeline."""
 
     start_s: FiniteFloat
@@ -234,48 +227,9 @@ PASSES = ("F", "B", "W", "BW", "FB")
 
 OF_A_SERVICE = ("good_fraction", "tokens_per_s_per_user", "output_tokens_per_s_per_device")
 """Metrics that pictures of a service state."""
-Curve = Annotated[list[Amount], Field(min_length=2)]
 
 
-class ServiceInstance(_Part):
-    """Batch of one instance over time."""
-
-    role: str
-    running: list[Amount]
-
-
-class Service(_Part):
-    """Requests of a service and what happened over time."""
-
-    latency_curves: dict[Literal["ttft_s", "tpot_s", "e2e_latency_s"], Curve]
-    objectives: dict[str, Amount]
-    bin_s: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    output_tokens_per_s: list[Amount]
-    prompt_tokens_per_s: list[Amount]
-    running: list[Amount]
-    waiting: list[Amount]
-    kv_use_fraction: list[Amount]
-    preemptions: list[Amount]
-    instances: Annotated[list[ServiceInstance], Field(min_length=1)]
-    expert_imbalance: list[Amount] | None = None
-
-    @model_validator(mode="after")
-    def _one_clock(self) -> Self:
-        for name in (
-            "output_tokens_per_s",
-            "prompt_tokens_per_s",
-            "waiting",
-            "kv_use_fraction",
-            "preemptions",
-        ):
-            _check_lengths(self.running, getattr(self, name))
-        if not self.running:
-            msg = "got no time at all; accepted: at least one bin"
-            raise ValueError(msg)
-        return self
-
-
-class Pipeline(_Part):
+class Pipeline(Part):
     """Passes: stage, pass, microbatch, chunk, microbatch and chunk of the backward beside it, start, end."""
 
     num_stages: Annotated[int, Field(gt=0)]
@@ -297,7 +251,7 @@ class Pipeline(_Part):
         return self
 
 
-class Views(_Part):
+class Views(Part):
     """What only some runs have."""
 
     serving: Service | None = None
@@ -312,7 +266,7 @@ class Views(_Part):
     pipeline: Pipeline | None = None
 
 
-class Source(_Part):
+class Source(Part):
     """Row of the table of sources."""
 
     path: str
@@ -321,14 +275,14 @@ class Source(_Part):
     source: str
 
 
-class InputFile(_Part):
+class InputFile(Part):
     """A file that the run read."""
 
     file: str
     sha256: str
 
 
-class RunDocument(_Part):
+class RunDocument(Part):
     """``run.json`` of ``moesim run``."""
 
     schema_version: Literal[1]
@@ -389,9 +343,3 @@ def check_document(document: Any, source: str) -> Mapping[str, Any]:
     except ValidationError as error:
         raise InputError(problems_of(error, model=RunDocument), source=source) from None
     return document  # type: ignore[no-any-return]
-
-
-def _check_lengths(first: list[Any], second: list[Any]) -> None:
-    if len(first) != len(second):
-        msg = f"got {len(first)} and {len(second)} rows; accepted: equally many"
-        raise ValueError(msg)

@@ -10,6 +10,7 @@ from typing import Any
 from moesim.files import write_text
 from moesim.report.figures import FIGURES
 from moesim.report.serving_figures import service_points
+from moesim.report.serving_loads import service_loads
 from moesim.report.style import svg_text
 from moesim.units import fmt_quantity, unit_of
 
@@ -35,6 +36,9 @@ CAPTIONS = {
     "99th percentile.",
     "service_over_time": "Sums over all instances in bins of equal width: tokens, requests, blocks in use.",
     "batches": "Mean number of requests in the batch of each instance.",
+    "service_loads": "A line a service, a point a run: what is asked for, and requests that meet all "
+    "objectives, with the 80 % band.",
+    "service_points": "One point a run: what a device yields against what a user sees.",
     "breakdown": "Critical path of the median routed batch: the operations that, in turn, take the step.",
     "sensitivity": "The same run with one property changed at a time.",
     "pipeline": "One replica of the median sample; numbers are microbatches, halves of a box run together.",
@@ -51,6 +55,10 @@ CAPTIONS = {
     "(ui.perfetto.dev opens it).",
     "memory": "Memory ledger per rank; the line is the capacity of the device.",
 }
+
+
+OVERVIEWS = {"service_loads": service_loads, "service_points": service_points}
+"""Figures over all runs of a page."""
 
 
 def write_page(documents: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
@@ -72,16 +80,25 @@ def page_text(documents: Sequence[Mapping[str, Any]], *, title: str) -> str:
     environment.filters["place"] = place_in_band
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["described"] = described
-    sections = [_section(number, document, Markup) for number, document in enumerate(documents, 1)]
-    figure = service_points(documents)
-    overview = Markup(svg_text(figure, "overview")) if figure else ""
+    titles = [document["title"] for document in documents]
+    sections = [_section(number, document, titles, Markup) for number, document in enumerate(documents, 1)]
+    overview = []
+    for name, draw in OVERVIEWS.items():
+        figure = draw(documents)
+        if figure is not None:
+            overview.append({"svg": Markup(svg_text(figure, name)), "caption": CAPTIONS[name]})
     return environment.get_template("page.html.j2").render(title=title, sections=sections, overview=overview)
 
 
-def _section(number: int, document: Mapping[str, Any], markup: Callable[[str], Any]) -> dict[str, Any]:
-    name = f"run-{number}"
+def _section(
+    number: int, document: Mapping[str, Any], titles: Sequence[str], markup: Callable[[str], Any]
+) -> dict[str, Any]:
+    name, heading = f"run-{number}", document["title"]
+    if titles.count(heading) > 1:
+        heading = f"{document['scenario']['name']}: {heading}"
     return {
         "id": name,
+        "heading": heading,
         "document": document,
         "headline": document["metrics"][document["headline"]],
         "chapters": list(_chapters(name, document, markup)),

@@ -137,11 +137,28 @@ def service_over_time(document: Document) -> Figure | None:
     cache.set_ylabel("in use (%)")
     cache.set_ylim(0, 105 if hit or max(view["kv_use_fraction"]) > FULL / 2 else None)
     axes[-1].set_xlabel("time (s)")
+    _mark_changes(view, axes[0], axes)
     for axis in axes:
         axis.legend(loc="lower right", bbox_to_anchor=(1.0, 0.96), ncols=2)
         axis.grid(axis="y", color=FAINT, alpha=0.25)
     title(figure, _load_message(view))
     return figure
+
+
+def _mark_changes(view: dict[str, Any], top: Any, axes: Sequence[Any]) -> None:
+    """What happened to instances: a line through all strips, its words above the first."""
+    for place, change in enumerate(sorted(view.get("changes", ()), key=lambda change: change["at_s"])):
+        for axis in axes:
+            axis.axvline(change["at_s"], color=WORSE, linewidth=1.0, linestyle=":")
+        top.annotate(
+            change["label"],
+            (change["at_s"], 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 2 + 11 * (2 - place % 3)),
+            textcoords="offset points",
+            fontsize=8,
+            color=WORSE,
+        )
 
 
 def _load_message(view: dict[str, Any]) -> str:

@@ -76,6 +76,8 @@ def run_serving(
     found = numbers(built.workload, measures, objectives, built.num_devices)
     found |= _costs(built, measures, found)
     experts = [made.experts for made in service.instances if made.experts is not None]
+    if errors:
+        found["look_up_error_p90"] = max(error.p90 for error in errors), "fraction"
     found |= expert_numbers(experts) | _away_numbers(built, measures)
     parts = [_share_rows(built, pool, measures) for pool in built.pools]
     sigma = _sigma(built, parts, errors)
@@ -333,6 +335,7 @@ def _view(built: Serving, measures: Measures, errors: list[MemoError]) -> dict[s
             for pool in built.pools
             for i in _members(built, pool)
         ],
+        "changes": built.told_changes(),
         "memo": [
             {"median": e.median, "p90": e.p90, "bias": e.bias, "shapes": e.num_shapes, "priced": e.num_priced}
             for e in errors

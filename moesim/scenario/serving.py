@@ -132,6 +132,21 @@ class Serving:
         ready_s = self.weights_s(section.instance) if section.ready_s is None else section.ready_s
         return Change(section.at_s + ready_s, "up", section.instance)
 
+    def told_changes(self) -> list[dict[str, float | str]]:
+        """What happens to instances, and when, in words."""
+        told: list[dict[str, float | str]] = []
+        for index, section in enumerate(self.scenario.serving.changes):
+            words = {
+                "down": "dies",
+                "up": "is back",
+                "drain": "drains",
+                "slow": f"takes {section.factor:g}x as long",
+                "add": f"joins, asked for at {section.at_s:g} s",
+            }
+            at_s = self._change(index).at_s
+            told.append({"at_s": at_s, "label": f"{section.instance} {words[section.kind]}"})
+        return told
+
     def weights_s(self, instance: int) -> float:
         """Time in which the weights of an instance come over the links of its devices. [s]"""
         owner = [pool for pool in self.pools for _ in range(pool.count)][instance]
