@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 
 class _Strict(BaseModel):
@@ -118,6 +118,15 @@ class EngineSection(_Strict):
     acceptance_spread: float = Field(
         0.0, ge=0, description="standard deviation of that chance from request to request"
     )
+
+    @field_validator("version", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any) -> Any:
+        """A bare 0.10 is read as 0.1: another release."""
+        if isinstance(value, int | float):
+            message = f'got the number {value}; accepted: a release in quotes, as "{value}" (0.10 is not 0.1)'
+            raise ValueError(message)  # noqa: TRY004 - told like other values
+        return value
 
 
 class RouterSection(_Policy):

@@ -25,6 +25,8 @@ FIELDS = {
     "output_tokens": ("output_tokens", "output_toks", "output_length", "GeneratedTokens"),
 }
 """Names under which public request traces have what is needed; ``timestamp`` is in milliseconds."""
+MOST_PROBLEMS = 50
+"""A file that is wrong throughout is told by its first problems."""
 HASH_TOKENS = 512
 """Tokens behind each entry of ``hash_ids`` in published traces that have them."""
 
@@ -108,12 +110,17 @@ def read_requests(path: Path, *, limit: int | None = None, warmup: int = 0) -> W
     Raises
     ------
     InputError
-        A missing or broken value, with file and line.
+        Missing or broken values, each with file and line.
     """
     rows = list(_rows(path))[:limit]
     if not rows:
         raise InputError([Problem("workload.file", "holds no request", str(path))])
-    columns = {name: [_value(row, name, line, path) for line, row in rows] for name in FIELDS}
+    columns, problems = {}, list[Problem]()
+    for name in FIELDS:
+        columns[name] = [_value(row, name, f"{path}:{line}", problems) for line, row in rows]
+    if problems:
+        problems.sort(key=lambda problem: int(problem.where.rpartition(":")[2]))
+        raise InputError(problems[:MOST_PROBLEMS])
     arrival = np.array(columns["arrival_s"])
     arrival = arrival - (arrival.min() if arrival.min() > 0 else 0.0)
     inputs, outputs = (np.array(columns[n]).astype(np.int64) for n in ("input_tokens", "output_tokens"))
@@ -152,7 +159,8 @@ def _rows(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
             yield number, row
 
 
-def _value(row: dict[str, Any], name: str, line: int, path: Path) -> float:
+def _value(row: dict[str, Any], name: str, where: str, problems: list[Problem]) -> float:
+    """A number of a request; what is wrong with it is added to ``problems``."""
     scale = 1.0
     found = next((row[key] for key in FIELDS[name] if key in row), None)
     if found is None and name == "arrival_s" and "timestamp" in row:
@@ -164,6 +172,5 @@ def _value(row: dict[str, Any], name: str, line: int, path: Path) -> float:
         value = float("nan")
     if not (np.isfinite(value) and value >= least):
         accepted = f"a number from {least:g} on, in one of {', '.join(FIELDS[name])}"
-        msg = f"workload.file.{name}"
-        raise InputError.at(msg, found, accepted, where=f"{path}:{line}")
+        problems.append(Problem(f"workload.file.{name}", f"got {found!r}; accepted: {accepted}", where))
     return value
