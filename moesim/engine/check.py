@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,18 +33,22 @@ def problems_of(program: Program) -> list[str]:
     itself; every message that is received was sent before, and every message sent is received.
     """
     found = list(_shape_problems(program))
-    sound: set[tuple[object, ...]] = set()
+    # microbatches share instructions, and layers groups and masks: each is looked at once
+    sound: set[object] = set()
     for index, instruction in enumerate(program.instructions):
-        where = f"instruction {index} ({type(instruction).__name__})"
-        found += [f"{where}: {text}" for text in _instruction_problems(program, instruction)]
-        arrays = (type(instruction), *(id(value) for _, value, _ in _rank_arrays(instruction)))
-        if arrays in sound:  # layers share their groups and masks: each is looked at once
+        if id(instruction) in sound:
             continue
-        wrong = list(_array_problems(program.num_ranks, instruction))
-        wrong = wrong or list(_member_problems(program.num_ranks, instruction))
-        found += [f"{where}: {text}" for text in wrong]
+        wrong = list(_instruction_problems(program, instruction))
+        arrays = (type(instruction), *(id(value) for _, value, _ in _rank_arrays(instruction)))
+        if arrays not in sound:
+            of_arrays = list(_array_problems(program.num_ranks, instruction))
+            of_arrays = of_arrays or list(_member_problems(program.num_ranks, instruction))
+            if not of_arrays:
+                sound.add(arrays)
+            wrong += of_arrays
         if not wrong:
-            sound.add(arrays)
+            sound.add(id(instruction))
+        found += [f"instruction {index} ({type(instruction).__name__}): {text}" for text in wrong]
     return found or list(_message_problems(program))
 
 
@@ -80,13 +85,13 @@ def _stream_problems(program: Program, field: str, name: str) -> Iterator[str]:
 
 
 def _part_problems(num_ranks: int, part: Part) -> Iterator[str]:
-    seconds = np.asarray(part.estimate.seconds)
+    seconds, sigma = np.asarray(part.estimate.seconds), part.estimate.sigma
     if seconds.shape not in {(), (num_ranks,)}:
         yield f"part {part.name!r}: seconds have shape {seconds.shape}; accepted: () or ({num_ranks},)"
     elif seconds.dtype.kind not in "fiu" or not (seconds.min() >= 0 and seconds.max() < np.inf):
         yield f"part {part.name!r}: got seconds {part.estimate.seconds}; accepted: finite numbers >= 0"
-    if not (np.isfinite(part.estimate.sigma) and part.estimate.sigma >= 0):
-        yield f"part {part.name!r}: got sigma {part.estimate.sigma}; accepted: a finite number >= 0"
+    if not (math.isfinite(sigma) and sigma >= 0):
+        yield f"part {part.name!r}: got sigma {sigma}; accepted: a finite number >= 0"
 
 
 def _demand_problems(num_ranks: int, demand: Demand) -> Iterator[str]:

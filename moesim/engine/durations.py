@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -52,8 +53,10 @@ class Durations:
                 "accepted: int64 (num_samples or 1, num_ranks or 1) throughout"
             )
             raise ValueError(msg)
-        filled = [row for row in rows if row.size]
-        _check_range(min((int(r.min()) for r in filled), default=0), sum(int(r.max()) for r in filled))
+        times = Counter(id(row) for row in rows if row.size)
+        distinct = {id(row): row for row in rows if row.size}.values()
+        total_ps = sum(int(row.max()) * times[id(row)] for row in distinct)
+        _check_range(min((int(row.min()) for row in distinct), default=0), total_ps)
         return cls(max(lengths, default=1), tuple(rows))
 
     @classmethod
@@ -194,13 +197,18 @@ def durations_ps(program: Program, errors: Errors | None = None) -> Durations:
         raise ValueError(msg)
     factors: dict[tuple[str, float], NDArray[np.float64] | None] = {}
     rows: list[Picoseconds] = []
+    known: dict[int, Picoseconds] = {}
     for instruction in program.instructions:
+        if id(instruction) in known:  # microbatches share their instructions
+            rows.append(known[id(instruction)])
+            continue
         total = np.zeros((1, 1), dtype=np.int64)
         for part in parts_of(instruction):
             key = (part.estimate.family, part.estimate.sigma)
             if key not in factors:
                 factors[key] = error_factor(*key, errors)
             total = total + _part_ps(part, factors[key])
+        known[id(instruction)] = total
         rows.append(total)
     durations = Durations.from_rows(rows)
     return Durations(lengths.pop(), durations.rows)

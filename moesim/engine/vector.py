@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from moesim.engine.durations import Durations, Picoseconds
 from moesim.engine.links import match_messages
 from moesim.engine.program import (
+    Instruction,
     Meet,
     Program,
     RankIndex,
@@ -175,10 +176,23 @@ class _Compiler:
             self._unread[send] = self._unread.get(send, 0) + 1
         self._slot_of_send: dict[int, int] = {}
         self._free: list[int] = []
+        # layers share groups and masks, microbatches whole instructions: each is worked out once
         self._shapes: dict[int, _GroupShape] = {}
+        self._sending: dict[int, RankMask] = {}
+        self._selects: dict[int, Select] = {}
+        self._known: dict[int, Op] = {}
 
     def add(self, index: int) -> None:
         instruction = self.program.instructions[index]
+        known = self._known.get(id(instruction))
+        if known is not None:
+            self.ops.append(Op(known.code, known.view, index, known.extra))
+            return
+        self._add(index, instruction)
+        if not isinstance(instruction, Send | Receive):
+            self._known[id(instruction)] = self.ops[-1]
+
+    def _add(self, index: int, instruction: Instruction) -> None:
         stream = self.program.streams.index(instruction.stream)
         match instruction:
             case Run(ranks=ranks):
@@ -186,7 +200,7 @@ class _Compiler:
             case Meet(group=group):
                 self._meet(stream, index, group)
             case Send(to=to):
-                self._masked(Code.ADD, stream, index, to >= 0)
+                self._masked(Code.ADD, stream, index, self._senders(to))
                 slot = self._free.pop() if self._free else self.num_slots
                 self.num_slots = max(self.num_slots, slot + 1)
                 self._slot_of_send[index] = slot
@@ -203,7 +217,7 @@ class _Compiler:
     def _masked(
         self, code: Code, stream: int, index: int, mask: RankMask | None, on: int | None = None
     ) -> None:
-        ranks = ALL if mask is None else as_select(np.flatnonzero(mask))
+        ranks = ALL if mask is None else self._select(mask)
         extra: Any
         if isinstance(ranks, slice):
             extra = ranks if on is None else self._view(on, ranks)
@@ -211,6 +225,16 @@ class _Compiler:
         else:
             extra = mask if on is None else (self._view(on, ALL), mask)
             self.ops.append(Op(Code(code + 1), self._view(stream, ALL), index, extra))
+
+    def _senders(self, to: RankIndex) -> RankMask:
+        if id(to) not in self._sending:
+            self._sending[id(to)] = to >= 0
+        return self._sending[id(to)]
+
+    def _select(self, mask: RankMask) -> Select:
+        if id(mask) not in self._selects:
+            self._selects[id(mask)] = as_select(np.flatnonzero(mask))
+        return self._selects[id(mask)]
 
     def _meet(self, stream: int, index: int, group: RankIndex) -> None:
         ranks, mesh, groups = self._shapes.get(id(group)) or self._shape_of(group)
@@ -222,7 +246,7 @@ class _Compiler:
             self.ops.append(Op(Code.MEET_ANY, self._view(stream, ALL), index, groups))
 
     def _shape_of(self, group: RankIndex) -> _GroupShape:
-        """Mesh of the groups where they form one; layers share their groups, so it is kept."""
+        """Mesh of the groups where they form one."""
         ranks = as_select(np.flatnonzero(group >= 0))
         mesh = mesh_of(group[ranks]) if isinstance(ranks, slice) else None
         if isinstance(ranks, slice) and mesh is not None:

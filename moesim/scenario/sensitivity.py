@@ -16,7 +16,7 @@ from moesim.network.traffic import PortTokens
 from moesim.scenario.build import Built
 from moesim.scenario.machine import Machine, machine_of
 from moesim.scenario.result import Sensitivity
-from moesim.scenario.simulate import times_of
+from moesim.scenario.simulate import latency_s, period_s
 from moesim.steps.layers import Lane
 from moesim.steps.program import step_program
 from moesim.steps.routing import RoutedBatch
@@ -115,8 +115,8 @@ def scaled(description: Any, path: Sequence[str], factor: float) -> Any:
 def _seconds(built: Built, machine: Machine, lanes: Sequence[Sequence[Lane]], of_latency: bool) -> float:
     interpreter = "vector" if machine.background is None else "events"
     step = step_program(built.stages(machine), lanes, built.overlap)
-    times = times_of(step, interpreter, background=machine.background)
-    return float((times.latency_s if of_latency else times.period_s)[0])
+    watched = latency_s if of_latency else period_s
+    return float(watched(step, interpreter, background=machine.background)[0])
 
 
 def _balanced(lane: Lane) -> Lane:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,9 @@ from moesim.scenario.build import Built
 from moesim.steps.layers import Lane
 from moesim.steps.program import StepProgram, step_program
 from moesim.units import PS_PER_S
+
+Draws: TypeAlias = dict[str, NDArray[np.float64]]
+"""Standard-normal errors of each operation family, ``(sample,)``."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def _in_proportion(errors: StepTimes, without: StepTimes, nominal: StepTimes) ->
 def times_of(
     step: StepProgram,
     interpreter: str,
-    draws: dict[str, NDArray[np.float64]] | None = None,
+    draws: Draws | None = None,
     *,
     background: Background | None = None,
 ) -> StepTimes:
@@ -107,17 +112,44 @@ def times_of(
 
     Only ``events`` hears of the traffic of others; ``vector`` takes every transfer to be alone.
     """
-
-    def makespan_s(program: Program) -> NDArray[np.float64]:
-        if interpreter == "events":
-            return np.array([_events(program, background).makespan_ps / PS_PER_S])
-        own = alone(program)
-        return vector.run(vector.compile(own), durations_ps(own, draws)).makespan_ps / PS_PER_S
-
-    latency = makespan_s(step.latency)
-    if step.shorter is None or step.longer is None:
+    latency = latency_s(step, interpreter, draws, background=background)
+    if step.longer is None:
         return StepTimes(latency, latency)
-    return StepTimes(latency, makespan_s(step.longer) - makespan_s(step.shorter))
+    return StepTimes(latency, period_s(step, interpreter, draws, background=background))
+
+
+def latency_s(
+    step: StepProgram, interpreter: str, draws: Draws | None = None, *, background: Background | None = None
+) -> NDArray[np.float64]:
+    """Latency alone, as of :func:`times_of`, ``(sample,)``. [s]"""
+    return _makespan_s(step.latency, interpreter, draws, background)
+
+
+def period_s(
+    step: StepProgram, interpreter: str, draws: Draws | None = None, *, background: Background | None = None
+) -> NDArray[np.float64]:
+    """Period alone, as of :func:`times_of`, ``(sample,)``. [s]"""
+    if step.shorter is None or step.longer is None:
+        return latency_s(step, interpreter, draws, background=background)
+    longer, shorter = (
+        _makespan_s(program, interpreter, draws, background) for program in (step.longer, step.shorter)
+    )
+    return longer - shorter
+
+
+def _makespan_s(
+    program: Program, interpreter: str, draws: Draws | None, background: Background | None
+) -> NDArray[np.float64]:
+    if interpreter == "events":
+        return np.array([_events(program, background).makespan_ps / PS_PER_S])
+    compiled = _compiled(program)
+    return vector.run(compiled, durations_ps(compiled.program, draws)).makespan_ps / PS_PER_S
+
+
+@lru_cache(maxsize=4)
+def _compiled(program: Program) -> vector.Compiled:
+    """Programs are told apart by identity; a step runs its own without errors, with errors, and recorded."""
+    return vector.compile(alone(program))
 
 
 def _events(program: Program, background: Background | None) -> events.EventRun:
@@ -133,6 +165,6 @@ def _record(
         run, own = _events(program, background), len(program.instructions)
         recorded = Recorded(run.recorded.starts_ps[:own], run.recorded.ends_ps[:own])
         return recorded, run.link_use[0] if run.link_use else None
-    found = vector.run(vector.compile(program), durations_ps(program), record=True).recorded
+    found = vector.run(_compiled(program), durations_ps(program), record=True).recorded
     assert found is not None  # asked for
     return found, None

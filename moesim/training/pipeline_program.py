@@ -176,6 +176,8 @@ class _Emitter:
     weights_left: dict[tuple[int, int], int] = field(default_factory=dict)
     holders: dict[int, dict[int, int]] = field(default_factory=dict)
     receivers: dict[Deed, int] = field(default_factory=dict)
+    masks: dict[frozenset[int], NDArray[np.bool_]] = field(default_factory=dict)
+    peers: dict[tuple[tuple[int, int], ...], RankIndex] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for (stage, chunk), part in np.ndenumerate(self.sequence.parts):
@@ -233,17 +235,22 @@ class _Emitter:
         return (Part(name, KIND_OF_WORK[work], Estimate(0.0, "pipeline", self.grade, 0.0)),)
 
     def _mask(self, stages: Iterable[int]) -> NDArray[np.bool_]:
-        mask = np.zeros((self.num_stages, self.options.num_replicas), dtype=np.bool_)
-        mask[list(stages)] = True
-        return mask.ravel()
+        key = frozenset(stages)
+        if key not in self.masks:  # shared, so that what reads the program looks at each once
+            mask = np.zeros((self.num_stages, self.options.num_replicas), dtype=np.bool_)
+            mask[list(key)] = True
+            self.masks[key] = mask.ravel()
+        return self.masks[key]
 
     def _peers(self, peer_of: Mapping[int, int]) -> RankIndex:
         """Rank of the peer of the same replica, for every stage that has one; -1 otherwise."""
-        count = self.options.num_replicas
-        peers = np.full((self.num_stages, count), -1, dtype=np.int64)
-        for stage, peer in peer_of.items():
-            peers[stage] = peer * count + np.arange(count)
-        return peers.ravel()
+        count, key = self.options.num_replicas, tuple(sorted(peer_of.items()))
+        if key not in self.peers:
+            peers = np.full((self.num_stages, count), -1, dtype=np.int64)
+            for stage, peer in key:
+                peers[stage] = peer * count + np.arange(count)
+            self.peers[key] = peers.ravel()
+        return self.peers[key]
 
     def _gather(self, group: list[Placed]) -> None:
         """Parameters of chunks that are used for the first time."""
