@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -77,9 +78,6 @@ def read_tree(path: Path) -> Tree:
     InputError
         Unreadable, not YAML/JSON, a duplicate key, a tag, or too large; with file and line.
     """
-    from ruamel.yaml import YAML  # noqa: PLC0415 - keeps --help light
-    from ruamel.yaml.error import MarkedYAMLError, YAMLError  # noqa: PLC0415
-
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(
@@ -88,17 +86,27 @@ def read_tree(path: Path) -> Tree:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError([Problem("", f"cannot be read as text: {error}", str(path))]) from None
+    parsed = _parsed(text, path.name)
+    return Tree(copy.deepcopy(parsed.data), dict(parsed.positions), str(path))
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str, name: str) -> Tree:
+    """Tree of a file's text; profiles and models are read again and again, and parsing is slow."""
+    from ruamel.yaml import YAML  # noqa: PLC0415 - keeps --help light
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError  # noqa: PLC0415
+
     try:
         raw = YAML(typ="rt").load(text)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{path.name}:{mark.line + 1}" if mark else path.name
+        where = f"{name}:{mark.line + 1}" if mark else name
         said = (error.problem or str(error)).splitlines()[0]
         raise InputError([Problem("", f"not valid YAML: {said}", where)]) from None
     except (YAMLError, ValueError, RecursionError) as error:
-        raise InputError([Problem("", f"not valid YAML: {str(error).splitlines()[0]}", path.name)]) from None
-    tree = Tree(None, {(): path.name}, str(path))
-    tree.data = _plain(raw, (), tree, path.name)
+        raise InputError([Problem("", f"not valid YAML: {str(error).splitlines()[0]}", name)]) from None
+    tree = Tree(None, {(): name}, name)
+    tree.data = _plain(raw, (), tree, name)
     return tree
 
 
