@@ -11,31 +11,39 @@ from moesim.engine.critical_path import critical_path
 from moesim.engine.durations import durations_ps
 from moesim.files import listed
 from moesim.scenario.background import alone
-from moesim.scenario.build import build, routed_lanes
+from moesim.scenario.build import routed_lanes
 from moesim.scenario.resolve import resolve
 from moesim.scenario.run import run
 from moesim.steps.program import step_program
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = ["routing.num_batches=1", "bands.samples=16"]
-SCENARIOS = listed("scenarios", suffixes=(".yaml",))
-OF_A_STEP = [n for n in SCENARIOS if resolve(n).scenario.question in {"decode_step", "prefill_step"}]
+MOST_REQUESTS, MOST_TOKENS = 60, 64
+AS_SHIPPED = {name: resolve(name).scenario for name in listed("scenarios", suffixes=(".yaml",))}
+OF_A_STEP = [n for n, s in AS_SHIPPED.items() if s.question in {"decode_step", "prefill_step"}]
+SCENARIOS = OF_A_STEP + [n for n in AS_SHIPPED if n not in OF_A_STEP]  # pytest joins parameters by position
 
 
 def quick(name):
     """Overrides that make a scenario cheap without changing what kind of question it is."""
-    scenario = resolve(name).scenario
+    scenario = AS_SHIPPED[name]
     overrides = QUICK[1:] if scenario.routing is None else list(QUICK)
-    if scenario.workload is not None and (scenario.workload.num_requests or 0) > 120:
-        overrides.append("workload.num_requests=120")
-    if scenario.batch.tokens_per_rank > 64:
-        overrides.append("batch.tokens_per_rank=64")
+    if scenario.workload is not None and (scenario.workload.num_requests or 0) > MOST_REQUESTS:
+        overrides.append(f"workload.num_requests={MOST_REQUESTS}")
+    if scenario.batch.tokens_per_rank > MOST_TOKENS:
+        overrides.append(f"batch.tokens_per_rank={MOST_TOKENS}")
     return overrides
 
 
-@pytest.mark.parametrize("name", OF_A_STEP)
-def test_interpreters_agree_to_the_picosecond(name):
-    built = build(resolve(name, quick(name)))
+@pytest.fixture(scope="module")
+def outcome(request):
+    """A scenario's name and run; tests of one scenario stand together and share it."""
+    return request.param, run(resolve(request.param, quick(request.param)), with_changes=False)
+
+
+@pytest.mark.parametrize("outcome", OF_A_STEP, indirect=True)
+def test_interpreters_agree_to_the_picosecond(outcome):
+    built = outcome[1].built
     placement = built.solution.placement if built.solution else None
     (lanes,) = routed_lanes(built, placement, 1)
     step = step_program(built.stages(), lanes, built.overlap)
@@ -51,9 +59,9 @@ def test_interpreters_agree_to_the_picosecond(name):
         assert sum(step.end_ps - step.start_ps for step in path) == by_vector.makespan_ps[0]
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
-def test_result_follows_the_contract_and_adds_up(name):
-    document = run(resolve(name, quick(name)), with_changes=False).result.document()
+@pytest.mark.parametrize("outcome", SCENARIOS, indirect=True)
+def test_result_follows_the_contract_and_adds_up(outcome):
+    name, document = outcome[0], outcome[1].result.document()
     json.dumps(document, allow_nan=False)
     headline = document["metrics"][document["headline"]]
     assert headline["low"] <= headline["value"] <= headline["high"]
@@ -70,4 +78,4 @@ def test_result_follows_the_contract_and_adds_up(name):
 
 def test_file_names_are_scenario_names():
     for path in (ROOT / "scenarios").glob("*.yaml"):
-        assert resolve(str(path)).scenario.name == path.stem
+        assert AS_SHIPPED[path.stem].name == path.stem
