@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moesim.engine.durations import Durations, Picoseconds
+from moesim.engine.groups import AnyGroups, Select, any_groups, as_select, mesh_of
 from moesim.engine.links import match_messages
 from moesim.engine.program import (
     Instruction,
@@ -31,9 +31,6 @@ from moesim.engine.program import (
     participants,
 )
 from moesim.engine.spans import ABSENT, Recorded
-
-Select: TypeAlias = slice | NDArray[np.int64]
-"""Ranks as a slice where possible (a view), as an index array otherwise (a copy)."""
 
 ALL = slice(None)
 
@@ -69,15 +66,6 @@ class ViewKey(NamedTuple):
     stop: int
     step: int
     mesh: tuple[int, int, int] | None = None
-
-
-class AnyGroups(NamedTuple):
-    """Groups of no regular shape: members in group order, where groups start, and the group of each rank."""
-
-    members: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    group_of_rank: NDArray[np.int64]
-    mask: RankMask | None
 
 
 class _GroupShape(NamedTuple):
@@ -252,7 +240,7 @@ class _Compiler:
         if isinstance(ranks, slice) and mesh is not None:
             shape = _GroupShape(ranks, mesh, None)
         else:
-            shape = _GroupShape(ALL, None, _any_groups(group))
+            shape = _GroupShape(ALL, None, any_groups(group))
         self._shapes[id(group)] = shape
         return shape
 
@@ -268,45 +256,6 @@ class _Compiler:
             self._unread[send] -= len(ranks)
             if self._unread[send] == 0:
                 self._free.append(self._slot_of_send[send])
-
-
-def as_select(indices: NDArray[np.int64]) -> Select:
-    """The same ranks as a slice if they ascend in equal steps, else the indices themselves."""
-    if len(indices) == 1:
-        return slice(int(indices[0]), int(indices[0]) + 1)
-    steps = np.diff(indices)
-    if len(indices) and (steps == steps[0]).all() and steps[0] > 0:
-        return slice(int(indices[0]), int(indices[-1]) + 1, int(steps[0]))
-    return indices
-
-
-def mesh_of(group: RankIndex) -> tuple[int, int, int] | None:
-    """Mesh ``(outer, members, inner)`` whose middle axis runs along the groups, or None.
-
-    Examples
-    --------
-    >>> mesh_of(np.array([7, 7, 3, 3])), mesh_of(np.array([0, 1, 0, 1])), mesh_of(np.array([0, 0, 1, 0]))
-    ((2, 2, 1), (1, 2, 2), None)
-    """
-    first = np.flatnonzero(group == group[0])
-    members, inner = len(first), int(first[1] - first[0])
-    if len(group) % (members * inner):
-        return None
-    shape = (len(group) // (members * inner), members, inner)
-    labels = group.reshape(shape)
-    same = (labels == labels[:, :1, :]).all()
-    distinct = len(np.unique(labels[:, 0, :])) == shape[0] * inner
-    return shape if same and distinct else None
-
-
-def _any_groups(group: RankIndex) -> AnyGroups:
-    taking_part = np.flatnonzero(group >= 0)
-    members = taking_part[np.argsort(group[taking_part], kind="stable")]
-    _, starts, inverse = np.unique(group[members], return_index=True, return_inverse=True)
-    group_of_rank = np.zeros(len(group), dtype=np.int64)
-    group_of_rank[members] = inverse
-    mask = None if len(members) == len(group) else group >= 0
-    return AnyGroups(members, starts.astype(np.int64), group_of_rank, mask)
 
 
 class _Workspace:
