@@ -1,6 +1,7 @@
 """Every placement method keeps the promises of the kind."""
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -40,15 +41,20 @@ def problem_of(layers, experts, scale=1.0, **shape):
     return Problem(loads, **shape, **everything, start=linear)
 
 
-@pytest.fixture(params=sorted(CASES))
-def problem(request):
-    return problem_of(**CASES[request.param])
+def method_of(name):
+    known = placement_methods.classes[name].__dataclass_fields__
+    return placement_methods.build(name, {field: n for field, n in QUICK.items() if field in known})
 
 
-@pytest.fixture(params=placement_methods.names())
-def method(request):
-    known = placement_methods.classes[request.param].__dataclass_fields__
-    return placement_methods.build(request.param, {name: n for name, n in QUICK.items() if name in known})
+@cache
+def solved(method, case):
+    """A problem and its solution, which the promises are looked at; solved anew only for ``same seed``."""
+    problem = problem_of(**CASES[case])
+    return problem, method_of(method).solve(problem, rng_for(0, "placement"))
+
+
+every_case = pytest.mark.parametrize("case", sorted(CASES))
+every_method = pytest.mark.parametrize("method", placement_methods.names())
 
 
 def test_the_expected_methods_are_registered():
@@ -58,8 +64,11 @@ def test_the_expected_methods_are_registered():
     assert expected <= set(placement_methods.names())
 
 
-def test_placement_has_the_asked_shape(method, problem):
-    placed = method.solve(problem, rng_for(0, "placement")).placement
+@every_case
+@every_method
+def test_placement_has_the_asked_shape(method, case):
+    problem, solution = solved(method, case)
+    placed = solution.placement
     assert isinstance(placed, Placement)
     assert placed.copies.sum() <= problem.num_layers * problem.num_slots
     assert (placed.num_experts, placed.num_ranks) == (problem.num_experts, problem.num_ranks)
@@ -67,19 +76,26 @@ def test_placement_has_the_asked_shape(method, problem):
     np.testing.assert_allclose(served.sum(axis=1), problem.loads.sum(axis=1), rtol=1e-7)
 
 
-def test_same_seed_same_placement(method, problem):
-    first, second = (method.solve(problem, rng_for(7, "placement")) for _ in range(2))
+@every_case
+@every_method
+def test_same_seed_same_placement(method, case):
+    _, first = solved(method, case)
+    second = method_of(method).solve(problem_of(**CASES[case]), rng_for(0, "placement"))
     assert first.placement == second.placement
     assert first.notes == second.notes
 
 
-def test_no_placement_beats_a_bound(method, problem):
-    solution = method.solve(problem, rng_for(0, "placement"))
+@every_case
+@every_method
+def test_no_placement_beats_a_bound(method, case):
+    problem, solution = solved(method, case)
     largest = evaluate(problem.loads, solution.placement).largest
     assert (largest >= best_bound(problem, solution.lower_bound) * (1 - 1e-9)).all()
 
 
+@every_method
 def test_method_describes_itself(method):
-    assert dataclasses.is_dataclass(method)
-    assert type(method).__doc__
-    assert type(method).__dataclass_params__.frozen
+    built = method_of(method)
+    assert dataclasses.is_dataclass(built)
+    assert type(built).__doc__
+    assert type(built).__dataclass_params__.frozen

@@ -17,6 +17,7 @@ from moesim.engine import (
     Send,
     Wait,
     durations_ps,
+    groups,
     reference,
     vector,
 )
@@ -261,8 +262,8 @@ def test_arbiter_serves_a_process_of_any_room():
 
 
 def test_examples_of_the_docstrings():
-    assert doctest.testmod(vector).failed == 0
-    assert doctest.testmod(vector).attempted > 0
+    assert doctest.testmod(groups).failed == 0
+    assert doctest.testmod(groups).attempted > 0
 
 
 def test_vector_is_far_ahead_of_events_at_64_ranks():
