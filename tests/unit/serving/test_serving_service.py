@@ -231,9 +231,11 @@ def test_requests_from_files(tmp_path):
     _, done = played(workload, instances(replace(ENGINE, prefix_caching=True)))
     assert done.cached_tokens == [0, 1024]
     bad = tmp_path / "bad.csv"
-    bad.write_text("arrival_s,input_tokens,output_tokens\n0,10,10\n-1,10,10\n")
-    with pytest.raises(InputError, match=r"bad.csv:3 .*arrival_s: got '-1'; accepted: a number from 0 on"):
+    bad.write_text("arrival_s,input_tokens,output_tokens\n0,10,10\n-1,10,10\n1,x,0\n")
+    with pytest.raises(InputError, match=r"bad.csv:3 .*arrival_s: got '-1'; accepted: a number from") as told:
         read_requests(bad)
+    fields = [problem.field.rpartition(".")[2] for problem in told.value.problems]
+    assert fields == ["arrival_s", "input_tokens", "output_tokens"]
 
 
 def test_shapes_are_sums_over_a_rank():
