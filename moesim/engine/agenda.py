@@ -60,6 +60,11 @@ class Agenda:
         self.num_events += 1
         self._env.schedule(_Call(self._env, call, value), priority=EventPriority(1 + phase), delay=delay_ps)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing further is due at this instant: a later phase may begin without being asked for."""
+        return self._env.peek() > self._env.now
+
     def run(self) -> None:
         """Until nothing is left to happen."""
         self._env.run()

@@ -287,7 +287,10 @@ class Instance:
             return
         self._commit(len(self._ends))
         self._ends = []
-        self._plan_later()
+        if self.agenda.is_quiet and not self._asked:
+            self._plan(None)
+        else:
+            self._plan_later()
 
     def _commit(self, count: int) -> None:
         """Account for the first ``count`` of the iterations at work."""

@@ -88,7 +88,7 @@ class Memo:
         context = contexts / decodes if decodes else 0.0
         asked = (prefill, decodes, contexts)
         if prefill.tokens == 0:
-            return self._look_up(self._decodes, (decodes, context), asked)
+            return self._decode(decodes, context, asked)
         keys = float(prefill.context_products + 0.5 * prefill.squares) / float(prefill.tokens)
         return self._look_up(self._mixed, (float(prefill.tokens), keys, decodes, context), asked)
 
@@ -153,6 +153,19 @@ class Memo:
         fill = int(each.sum()) / (ranks.size * max(int(each.max()), 1))
         attended = float((prefill.context_products + 0.5 * np.asarray(prefill.squares)).max())
         return self._look_up(self._mixed, (tokens, attended / tokens, most, context, fill), asked)
+
+    def _decode(self, decodes: int, context: float, asked: tuple[Prefill, PerRank, PerRank]) -> float:
+        """As :meth:`_look_up` on the grid of decodes of one rank, which is asked most: written out."""
+        grid = self._decodes
+        (across, along), (rows, columns) = grid.axes, grid.inner
+        row, column = bisect_right(rows, decodes) - 1, bisect_right(columns, context) - 1
+        place = (row, column)
+        self._probes[place] = asked
+        low_left, low_right, high_left, high_right = grid.cells.get(place) or self._corners(grid, place)
+        up = (decodes - across[row]) / (across[row + 1] - across[row])
+        right = (context - along[column]) / (along[column + 1] - along[column])
+        left = low_left + (high_left - low_left) * up
+        return left + (low_right + (high_right - low_right) * up - left) * right
 
     def _look_up(self, grid: _Grid, point: Point, asked: tuple[Prefill, PerRank, PerRank]) -> float:
         place = grid.place(point)

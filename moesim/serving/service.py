@@ -179,6 +179,7 @@ class Service:
         if workload.clients is None:
             roots = roots[np.argsort(workload.arrival_ps[roots], kind="stable")]
         self._roots: list[int] = roots.tolist()
+        self._root_ps: list[int] = workload.arrival_ps[roots].tolist()
         self._next_root = 0
         for change in changes:
             self.agenda.call(self._change, delay_ps=round(change.at_s * PS_PER_S), phase=ROUTES, value=change)
@@ -213,7 +214,7 @@ class Service:
         """When the next request of an open loop arrives. [ps]"""
         if self.workload.clients is not None or self._next_root >= len(self._roots):
             return FOREVER
-        return int(self.workload.arrival_ps[self._roots[self._next_root]])
+        return self._root_ps[self._next_root]
 
     def input_tokens(self, request: int) -> int:
         """Prompt of a request as it arrived. [tokens]"""
@@ -263,9 +264,13 @@ class Service:
         """All requests of an open loop that arrive now."""
         now = self.agenda.now_ps
         while self.next_arrival_ps() == now:
-            self._enter(self._roots[self._next_root])
+            self._enter(self._roots[self._next_root], later=False)
             self._next_root += 1
         self._arrive_next()
+        if self._arrived and self.agenda.is_quiet:
+            self._route(None)
+        elif self._arrived:
+            self.agenda.call(self._route, phase=ROUTES)
 
     def _arrive_at(self, request: int, at_ps: int) -> None:
         delay = at_ps - self.agenda.now_ps
@@ -277,8 +282,8 @@ class Service:
     def _arrive_later(self, event: object) -> None:
         self._enter(event.value)  # type: ignore[attr-defined]  # an event of the agenda
 
-    def _enter(self, request: int) -> None:
-        """A request is there; it is routed when this instant's iterations have ended."""
+    def _enter(self, request: int, *, later: bool = True) -> None:
+        """A request is there; it is routed when this instant's iterations have ended, ``later`` by itself."""
         self.measures.arrival_ps[request] = self.agenda.now_ps
         segments = self.workload.segments[request] if self.workload.segments else ()
         live = Live(request, self._inputs[request], self._outputs[request], segments, self._keeps[request])
@@ -286,8 +291,10 @@ class Service:
         delay_s = engine.frontend_s + engine.frontend_s_per_token * live.prompt_tokens
         if delay_s > 0:
             self.agenda.call(self._queued, delay_ps=round(delay_s * PS_PER_S), phase=ENDS, value=live)
-        else:
+        elif later:
             self._to_route(live)
+        else:
+            self._arrived.append(live)
 
     def _queued(self, event: object) -> None:
         self._to_route(event.value)  # type: ignore[attr-defined]  # an event of the agenda
