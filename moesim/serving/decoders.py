@@ -97,11 +97,11 @@ class Decoders:
         """
         lives = [live for rank in self.ranks for live in rank.running if decoding and live.joined != NEVER]
         request = np.array([live.request for live in lives], dtype=np.int64)
-        now = np.array([live.emitted(step) for live in lives], dtype=np.int64)
+        since = np.array([live.generated - live.joined for live in lives], dtype=np.int64)
 
         def before(count: int) -> Ints:
             if not self._drafting:
-                return now + np.arange(count, dtype=np.int64)[:, None]
+                return since + np.arange(step, step + count, dtype=np.int64)[:, None]
             each = [[live.emitted(step + i) for live in lives] for i in range(count)]
             return np.array(each, dtype=np.int64).reshape(count, len(lives))
 
