@@ -77,6 +77,11 @@ def _data(found: Commanded, version: str) -> dict[str, Any]:
     }
     if deployment.overlap is not None:
         data["overlap"] = {"policy": command.overlap}
+    if deployment.redundant_experts or (command.rebalance_every and deployment.model.num_experts):
+        data["placement"] = {"method": "eplb", "redundant_experts": deployment.redundant_experts}
+    if command.rebalance_every and deployment.model.num_experts:
+        rebalance = {"every_steps": command.rebalance_every, "window_steps": command.rebalance_window}
+        data["serving"]["rebalance"] = rebalance
     if deployment.model.num_experts:
         data["routing"] = {"generator": deployment.generator.name}
     return data

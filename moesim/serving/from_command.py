@@ -92,6 +92,7 @@ def commanded(command: Command, device: str, version: str = "") -> Commanded:
         profile,
         max_num_batched_tokens=command.max_num_batched_tokens,
         max_num_seqs=command.max_num_seqs,
+        redundant_experts=command.redundant_experts if model.num_experts else 0,
         overlap=overlap_policies.build(command.overlap) if command.overlap else None,
     )
     if command.overlap and not deployment.overlaps:

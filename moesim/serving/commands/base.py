@@ -53,6 +53,10 @@ class Command:
         When it looks at new requests; None: in every iteration.
     all_to_all : bool or None
         Whether tokens go to their experts only, however few the ranks; None: the engine's default.
+    redundant_experts : int
+        Copies of a layer beside one of each expert, over all ranks.
+    rebalance_every, rebalance_window : int or None
+        Iterations between two placements of experts, and those one is made from; None: they stay.
     without_effect : tuple of str
         Flags that are known and change no time here.
     unknown : tuple of str
@@ -82,6 +86,9 @@ class Command:
     overlap_prefill_tokens: int | None = None
     hold: Hold | None = None
     all_to_all: bool | None = None
+    redundant_experts: int = 0
+    rebalance_every: int | None = None
+    rebalance_window: int | None = None
     without_effect: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 

@@ -42,12 +42,15 @@ FLAGS = Flags(
         "--speculative-algorithm": ("speculative", str),
         "--speculative-num-steps": ("draft_tokens", whole),
         "--scheduler-recv-interval": ("look_every", whole),
+        "--ep-num-redundant-experts": ("redundant_experts", whole),
+        "--eplb-rebalance-num-iterations": ("rebalance_every", whole),
         "--moe-a2a-backend": ("all_to_all", sends_to_experts),
     },
     switches={
         "--enable-dp-attention": ("dp_attention", True),
         "--enable-ep-moe": ("ep_moe", True),
         "--enable-deepep-moe": ("all_to_all", True),
+        "--enable-eplb": ("eplb", True),
         "--enable-two-batch-overlap": ("overlap", "two_batch"),
         "--disable-radix-cache": ("prefix_caching", False),
     },
@@ -95,6 +98,7 @@ class SglangLaunch:
         kv = values.get("kv", "auto")
         if kv not in KV_LABELS:
             raise InputError.at("--kv-cache-dtype", kv, ", ".join(KV_LABELS))
+        every = values.get("rebalance_every", 1000)
         block, total, chunk = values.get("block_tokens", 1), values.get("total_tokens"), values.get("chunk")
         return Command(
             engine="sglang",
@@ -104,6 +108,9 @@ class SglangLaunch:
             data_parallel=1 if shares else dp,
             ep=values.get("ep", size if values.get("ep_moe") or values.get("all_to_all") else 1),
             kv=KV_LABELS[kv],
+            redundant_experts=values.get("redundant_experts", 0),
+            rebalance_every=every if values.get("eplb") else None,
+            rebalance_window=every if values.get("eplb") else None,
             max_num_batched_tokens=chunk if chunk and chunk > 0 else None,
             chunked_prefill=None if chunk is None else chunk > 0,
             num_blocks=total // block if total else None,

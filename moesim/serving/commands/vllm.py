@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,8 @@ FLAGS = Flags(
         "--speculative-config": ("speculative", mapping),
         "--dbo-decode-token-threshold": ("overlap_decode_tokens", more_than),
         "--dbo-prefill-token-threshold": ("overlap_prefill_tokens", more_than),
+        "--eplb-config": ("eplb_config", mapping),
+        "--num-redundant-experts": ("redundant_experts", whole),
         "--all2all-backend": ("all_to_all", sends_to_experts),
     },
     switches={
@@ -48,6 +50,7 @@ FLAGS = Flags(
         "--no-enable-chunked-prefill": ("chunked_prefill", False),
         "--enable-prefix-caching": ("prefix_caching", True),
         "--no-enable-prefix-caching": ("prefix_caching", False),
+        "--enable-eplb": ("eplb", True),
         "--enable-dbo": ("overlap", "two_batch"),
         "--no-enable-dbo": ("overlap", ""),
         "--async-scheduling": ("async_scheduling", True),
@@ -100,6 +103,7 @@ class VllmServe:
             ep=tp * dp if experts else 1,
             kv=_kv(values.get("kv", "auto")),
             draft_tokens=_drafts(values.get("speculative")),
+            **_rebalancing(values),
             without_effect=tuple(parsed.without_effect),
             unknown=tuple(unknown),
             **{name: values[name] for name in SETTINGS if name in values},
@@ -110,6 +114,20 @@ def _kv(text: str) -> str:
     if text not in KV_LABELS:
         raise InputError.at("--kv-cache-dtype", text, ", ".join(KV_LABELS))
     return KV_LABELS[text]
+
+
+def _rebalancing(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of expert-parallel load balancing: those of ``EPLBConfig``, with its defaults."""
+    given = values.get("eplb_config") or {}
+    redundant = given.get("num_redundant_experts", values.get("redundant_experts", 0))
+    if not values.get("eplb"):
+        return {"redundant_experts": int(redundant)}
+    every, window = given.get("step_interval", 3000), given.get("window_size", 1000)
+    return {
+        "redundant_experts": int(redundant),
+        "rebalance_every": int(every),
+        "rebalance_window": int(window),
+    }
 
 
 def _drafts(config: Any) -> int | None:

@@ -1,6 +1,9 @@
 import pytest
 
 from moesim.errors import InputError
+from moesim.scenario.from_command import scenario_of_command
+from moesim.scenario.resolve import resolve_tree
+from moesim.scenario.serving import build_serving
 from moesim.serving.commands import read_command
 from moesim.serving.engine import Hold
 from moesim.serving.from_command import commanded
@@ -89,6 +92,20 @@ def test_repositories_name_model_and_formats(model, name, weights, experts):
     found = commanded(read_command(f"vllm serve {model} -tp 8"), "b200", "0.15.0")
     assert found.deployment.model.name == name
     assert (found.deployment.dtypes.weights, found.deployment.dtypes.experts) == (weights, experts)
+
+
+def test_balancing_of_experts_is_read():
+    """Defaults of vLLM's EPLBConfig, and of SGLang's rebalancing."""
+    vllm = read_command(f"{VLLM} -dp 2 --enable-eplb --eplb-config '{{\"num_redundant_experts\": 16}}'")
+    assert (vllm.redundant_experts, vllm.rebalance_every, vllm.rebalance_window) == (16, 3000, 1000)
+    text = "sglang serve --model X --tp 8 --ep 8 --ep-num-redundant-experts 8"
+    assert read_command(text).rebalance_every is None
+    assert read_command(f"{text} --enable-eplb").rebalance_every == 1000
+    tree, _ = scenario_of_command(f"{VLLM} --enable-eplb --num-redundant-experts 8", "h200_sxm", "0.15.1")
+    assert tree.data["placement"] == {"method": "eplb", "redundant_experts": 8}
+    built = build_serving(resolve_tree(tree))
+    assert built.experts is not None
+    assert built.pools[0].deployment.redundant_experts == 8
 
 
 def test_what_is_assumed_is_said():
