@@ -96,7 +96,7 @@ def costs_of(
         )
     rates, work = rates or hybrid_rates(), work or HostWork()
     cost = cost_of(node.device, work.kernels)
-    host = Part("host", "idle", Estimate(work.layer_s, "launch", "assumed", rates.sigma))
+    host = _host_parts(work.layer_s, rates)
     elsewhere = attention_lane(node, work)
     kinds = {
         layer: _layer_parts(cost, model, layer, segments, dtypes, host, elsewhere)
@@ -109,7 +109,6 @@ def costs_of(
     op = expert_op(moe_layer.moe, model.hidden_size, moe_layer.moe.num_experts, dtypes)
     size = expert_bytes(moe_layer, model.hidden_size, dtypes)
     sharding = Sharding(dtypes=dtypes)
-    per_pass = Part("host", "idle", Estimate(work.pass_s, "launch", "assumed", rates.sigma))
     dram = dram_bytes_per_s(node, work, rates)
     copy = copy_of(node, size, work, rates)
     link = size / float(copy.seconds) if copy.seconds else 0.0
@@ -118,7 +117,10 @@ def costs_of(
         after=[kinds[layer].after for layer in model.layers],
         attention=[kinds[layer].attention for layer in model.layers] if elsewhere else [],
         moe_layers=model.moe_layers,
-        first=[per_pass, *_parts(cost, embedding_ops(model, tokens, dtypes), "embedding")],
+        first=[
+            *_host_parts(work.pass_s, rates),
+            *_parts(cost, embedding_ops(model, tokens, dtypes), "embedding"),
+        ],
         last=_parts(cost, head_ops(model, sequences, sharding), "head"),
         device=device_unit(cost, op, most_tokens, work.expert_s),
         copy=copy,
@@ -166,7 +168,7 @@ def _layer_parts(
     layer: LayerSpec,
     segments: Sequence[Segment],
     dtypes: Dtypes,
-    host: Part,
+    host: Sequence[Part],
     elsewhere: tuple[str, KernelCost] | None,
 ) -> _Layer:
     """Parts of a layer, by where and when they run."""
@@ -184,20 +186,28 @@ def _layer_parts(
     after = _parts(cost, shared, "shared experts")
     away = [i for i, op in enumerate(ops) if isinstance(op, AttentionDecode)]
     if elsewhere is None or not away:
-        return _Layer([host, *_parts(cost, ops)], after, None)
+        return _Layer([*host, *_parts(cost, ops)], after, None)
     lane, far_cost = elsewhere
     kind = "cpu_compute" if lane == CPU else "pim_compute"
     parts = [replace(part, kind=kind) for part in _parts(far_cost, [ops[i] for i in away])]
     rest = _parts(cost, [op for i, op in enumerate(ops) if i > away[0] and i not in away])
-    return _Layer([host, *_parts(cost, ops[: away[0]])], after, Attention(lane, parts, rest))
+    return _Layer([*host, *_parts(cost, ops[: away[0]])], after, Attention(lane, parts, rest))
+
+
+def _host_parts(seconds: float, rates: Rates) -> list[Part]:
+    """Host time that the device waits for, if any."""
+    if not seconds:
+        return []
+    return [Part("host", "idle", Estimate(seconds, "launch", "assumed", rates.sigma))]
 
 
 def _parts(cost: KernelCost, ops: Sequence[Op], label: str = "") -> list[Part]:
-    """One part an operation family (or one in all), their seconds added."""
+    """One part an operation family, their seconds added; ``label`` names all but the norms."""
     found: dict[tuple[str, str], list[Estimate]] = {}
     for op in ops:
         family = FAMILY[type(op)]
-        found.setdefault((label or LABELS[family], family), []).append(cost.op(op))
+        named = label if label and (family != "elementwise" or len(ops) == 1) else LABELS[family]
+        found.setdefault((named, family), []).append(cost.op(op))
     return [
         Part(
             name,

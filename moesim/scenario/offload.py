@@ -212,7 +212,9 @@ def _purchases(before: Offloading) -> Iterator[tuple[str, str, Resolved]]:
             yield path, label, _with(resolved, executor=executor)
     yield from _near_memory(resolved)
     if scenario.memory.prefetch.policy == "none":
-        prefetch = type(scenario.memory.prefetch)(policy="next_layer_gate")
+        # a cache that never changes needs room beside it for what arrives ahead
+        buffer = before.model.top_k if before.offload.cache.bypasses else scenario.memory.prefetch.buffer
+        prefetch = type(scenario.memory.prefetch)(policy="next_layer_gate", buffer=buffer)
         memory = scenario.memory.model_copy(update={"prefetch": prefetch})
         yield "memory.prefetch.policy", "prefetch by the next layer's gate", _with(resolved, memory=memory)
 

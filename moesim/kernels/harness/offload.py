@@ -237,9 +237,10 @@ def measure(folder: Path, *, device: str, tier: str, slots: int, tokens: int) ->
         probe.experts.load(number // experts, number % experts)
 
     def load() -> None:
-        # several at a time: reads of a disk differ, and a token waits for their sum
+        # several at a time: reads of a disk differ, and a token waits for their sum; through the cache, which
+        # looks up, evicts and frees as in a run, and which this order never hits
         for number in islice(turn, LOADS_TOGETHER):
-            probe.experts.load(number // experts, number % experts)
+            probe.experts.get(number // experts, number % experts, {number % experts})
 
     # the parts meet other weights every time, as in a run
     layer_of, weights_of = cycle(range(layers)), cycle(held)
