@@ -56,7 +56,7 @@ calibrate-demo: $(VENV)/.dev $(if $(filter $(BIN)/python,$(TORCH_PYTHON)),$(VENV
 		$(addprefix --model ,$(DEMO_MODELS))
 
 test: $(VENV)/.dev $(if $(CAPTURE),$(VENV)/.capture)
-	$(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest -n 2 --dist worksteal tests
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -111,8 +111,9 @@ def test_page_holds_answer_bands_sources_and_scenario(document, page):
     assert page.count("<figure") == 2 * len(OF_A_STEP)
 
 
-def test_same_document_same_bytes(document):
-    assert page_text([document], title="x") == page_text([document], title="x")
+def test_same_document_same_bytes(page):
+    first, second = (part.partition("</section>")[0] for part in page.split("<section")[1:])
+    assert first.replace("run-1", "run-2") == second
 
 
 def test_hostile_strings_are_inert(document):
