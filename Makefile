@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Byte code is written when a module is first imported: compiling all of them takes half of an installation.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
 # CAPTURE=1 also installs torch and transformers and runs the tests of trace capture.
 CAPTURE ?=
 TORCH ?= torch==2.13.0
@@ -29,15 +31,15 @@ help:
 $(VENV)/.base: pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "moesim needs Python 3.11 or newer; set PYTHON="'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(PIP) -e .
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.base
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,calibration]'
+	$(PIP) -e '.[dev,calibration]'
 	touch $@
 
 $(VENV)/.capture: $(VENV)/.dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) -e '.[capture]'
+	$(PIP) $(TORCH) -e '.[capture]'
 	touch $@
 
 demo: $(VENV)/.base
