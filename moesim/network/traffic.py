@@ -62,14 +62,6 @@ class PortTokens:
         ports = (self.scale_up_out, self.scale_up_in, self.scale_out_out, self.scale_out_in)
         return PortTokens(*(port * ratio for port in ports))
 
-    def worst_scale_up(self) -> NDArray[np.float64]:
-        """Largest load of a scale-up port, ``(...)``."""
-        return np.asarray(np.maximum(self.scale_up_out, self.scale_up_in).max(-1))
-
-    def worst_scale_out(self) -> NDArray[np.float64]:
-        """Largest load of a NIC direction, ``(...)``."""
-        return np.asarray(np.maximum(self.scale_out_out, self.scale_out_in).max(-1))
-
 
 def routed_traffic(
     source: Ints,

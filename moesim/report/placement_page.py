@@ -7,7 +7,7 @@ from typing import Any
 
 from moesim.files import write_text
 from moesim.report.placement_figures import PICTURES
-from moesim.report.style import Document, save_png, svg_text
+from moesim.report.style import Document, svg_text
 
 
 def write_placement_page(document: Document, path: Path) -> Path:
@@ -35,16 +35,6 @@ def write_placement_page(document: Document, path: Path) -> Path:
         title=f"Placement of {about['model']}", lead=lead, pictures=pictures, rows=_rows(document)
     )
     return write_text(path, text)
-
-
-def write_placement_figures(document: Document, folder: Path) -> list[Path]:
-    """PNG file of every picture that the document has data for."""
-    written = []
-    for name, (draw, _) in PICTURES.items():
-        figure = draw(document)
-        if figure is not None:
-            written.append(save_png(figure, folder / f"{name}.png"))
-    return written
 
 
 def _rows(document: Document) -> list[dict[str, Any]]:

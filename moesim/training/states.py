@@ -218,14 +218,6 @@ def step_traffic(states: States, num_microbatches: int = 1) -> StepTraffic:
     return StepTraffic(gathers, reductions, "optimizer" in out)
 
 
-def materialised_share(states: States, own_experts: float) -> float:
-    """``fssdp``: part of a layer's experts that one SparseAllGather moves, over what a rank owns. [-]
-
-    A gather of everything moves ``own_experts * (ranks - 1)``; Hecate's cost grows with this share instead.
-    """
-    return states.materialised_experts / own_experts if own_experts else 0.0
-
-
 def update_s(states: States, parameters: float, memory_bytes_per_s: float) -> float:
     """Optimizer step on the device: bandwidth-bound passes over what one rank updates. [s]
 

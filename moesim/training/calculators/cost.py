@@ -107,11 +107,6 @@ def hours_per_trillion(tokens_per_s_per_device: float) -> float:
     return TOKENS_PER_TRILLION / tokens_per_s_per_device / S_PER_HOUR
 
 
-def price_per_trillion(tokens_per_s_per_device: float, price_per_hour: float) -> float:
-    """Money for 1e12 tokens, in the currency of the price."""
-    return hours_per_trillion(tokens_per_s_per_device) * price_per_hour
-
-
 def utilisation(tokens_per_s_per_device: float, flops_per_token: float, peak_flops_per_s: float) -> float:
     """Model FLOP utilisation: useful work over what the devices could do. [-]"""
     return tokens_per_s_per_device * flops_per_token / peak_flops_per_s
