@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from moesim.model.spec import ModelSpec
 from moesim.scenario.schema import RoutingSection
 from moesim.traces import RoutingTrace, check_against, read_trace, repeat_layers
 from moesim.traces.description import PHASES
-from moesim.traces.generators import generators
+from moesim.traces.generators import Generator, generators
 
 GENERATED_TOKENS = (4096, 8192)
 """Fewest and most tokens that a generator is asked for; a larger step meets them more than once."""
@@ -68,8 +69,7 @@ def load_traffic(section: RoutingSection, model: ModelSpec, step_tokens: int, se
         assert section.generator is not None  # the schema demands one of the two
         generator = generators.build(section.generator, section.params, field="routing")
         wanted = min(max(GENERATED_TOKENS[0], 2 * step_tokens), GENERATED_TOKENS[1])
-        rng = rng_for(seed, "routing/generator")
-        trace = generator.generate(wanted, layers, model.num_experts, model.top_k, rng)
+        trace = _generated(generator, wanted, (layers, model.num_experts, model.top_k), seed)
         warnings.append(f"routing is generated ({section.generator}), not recorded from {model.name}")
     fit, held_out = _split(trace, section.fit_fraction)
     if held_out.num_tokens < step_tokens:
@@ -77,6 +77,12 @@ def load_traffic(section: RoutingSection, model: ModelSpec, step_tokens: int, se
             f"a step needs {step_tokens} tokens, held-out traffic has {held_out.num_tokens}: tokens repeat"
         )
     return Traffic(fit, held_out, tuple(warnings), tuple(files))
+
+
+@lru_cache(maxsize=4)
+def _generated(generator: Generator, num_tokens: int, shape: tuple[int, int, int], seed: int) -> RoutingTrace:
+    """Generated trace of ``(layers, experts, top_k)``; variants of a scenario mostly ask for the same one."""
+    return generator.generate(num_tokens, *shape, rng_for(seed, "routing/generator"))
 
 
 def sample_tokens(

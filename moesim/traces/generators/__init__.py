@@ -11,7 +11,7 @@ from moesim.traces.routing import RoutingTrace
 
 
 class Generator(Protocol):
-    """Makes a routing trace of any shape; parameters are the fields of the class."""
+    """Makes a routing trace of any shape; parameters are the fields of the class, all of them hashable."""
 
     def generate(
         self, num_tokens: int, num_layers: int, num_experts: int, top_k: int, rng: np.random.Generator
