@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ from moesim.registry import Registry
 from moesim.traces.routing import RoutingTrace
 
 
-class Generator(Protocol):
+class Generator(Hashable, Protocol):
     """Makes a routing trace of any shape; parameters are the fields of the class, all of them hashable."""
 
     def generate(
