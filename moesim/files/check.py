@@ -66,12 +66,21 @@ def problems_of(
 ) -> list[Problem]:
     """Problems behind a pydantic error, located in ``tree`` where one is given."""
     problems = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        if item["type"] == "too_short" and any(_is_inside(other["loc"], item["loc"]) for other in items):
+            # elements that were refused do not count; they are told themselves
+            continue
         keys = tuple(k for k in item["loc"] if not _is_tag(k, tree, item["loc"]))
         path = ".".join(map(str, (prefix, *keys) if prefix else keys))
         where = tree.where(keys) if tree is not None else ""
         problems.append(Problem(path, _message(item, keys, model, known), where))
     return problems
+
+
+def _is_inside(place: tuple[str | int, ...], of: tuple[str | int, ...]) -> bool:
+    """Whether a place lies below another."""
+    return len(place) > len(of) and place[: len(of)] == of
 
 
 def _message(

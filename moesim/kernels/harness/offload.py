@@ -181,8 +181,8 @@ class Model:
         return int(logits.argmax())
 
 
-def undisturbed_s(action: Any, wait: Any, repeats: int = REPEATS) -> float:
-    """Time of an action, finished on the device, while no other program takes the processor."""
+def timed_s(action: Any, wait: Any, repeats: int) -> list[float]:
+    """Times of an action, each finished on the device."""
     times = []
     for _ in range(repeats):
         wait()
@@ -190,7 +190,7 @@ def undisturbed_s(action: Any, wait: Any, repeats: int = REPEATS) -> float:
         action()
         wait()
         times.append(perf_counter() - begin)
-    return quiet(times)
+    return times
 
 
 def quiet(times: Sequence[float]) -> float:
@@ -215,23 +215,18 @@ def decoded(model: Model, tokens: int, wait: Any) -> tuple[list[float], list[lis
     return [b - a for a, b in zip(marks, marks[1:], strict=False)], route, model
 
 
-def measure(folder: Path, *, device: str, tier: str, slots: int, tokens: int) -> dict[str, Any]:
-    """Times of the parts, then hits and time of a whole run."""
+def parts_of(probe: Model, tokens: int) -> dict[str, tuple[Any, int, int]]:
+    """Actions of a run, how often each is timed, and how many of it together."""
     import torch
 
-    torch.set_grad_enabled(False)
-    # small products: a second thread costs more than it brings, and waits for other programs
-    torch.set_num_threads(1)
-    wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
-    model = Model(folder, device, tier, slots)
-    layers, experts = model.config["num_hidden_layers"], model.config["num_experts"]
-    probe = Model(folder, device, tier, slots)
+    layers, experts = probe.config["num_hidden_layers"], probe.config["num_experts"]
     for step in range(tokens // 2):  # the cache of keys and values of half the run
         probe.token(step % 64, None)
-    x = torch.randn(1, model.config["hidden_size"], device=device)
+    x = torch.randn(1, probe.config["hidden_size"], device=probe.device)
     held = [probe.experts.load(layer, expert) for layer in range(layers) for expert in range(0, experts, 4)]
     order = torch.randperm(layers * experts).tolist()
-    turn = cycle(order)
+    # the parts meet other weights every time, as in a run
+    turn, layer_of, weights_of = cycle(order), cycle(range(layers)), cycle(held)
 
     for number in order:  # whatever earlier readers left in the page cache is dropped
         probe.experts.load(number // experts, number % experts)
@@ -242,22 +237,38 @@ def measure(folder: Path, *, device: str, tier: str, slots: int, tokens: int) ->
         for number in islice(turn, LOADS_TOGETHER):
             probe.experts.get(number // experts, number % experts, {number % experts})
 
-    # the parts meet other weights every time, as in a run
-    layer_of, weights_of = cycle(range(layers)), cycle(held)
-
     def before() -> None:
         layer = next(layer_of)
         probe.gate(probe.mixer(x, layer), layer)
         probe.keys[layer], probe.values[layer] = (t[:, :-1] for t in (probe.keys[layer], probe.values[layer]))
 
-    parts = {
-        "before_s": undisturbed_s(before, wait),
-        "expert_s": undisturbed_s(lambda: x + 0.5 * probe.expert(x, next(weights_of)), wait),
-        "load_s": undisturbed_s(load, wait, REPEATS // LOADS_TOGETHER) / LOADS_TOGETHER,
-        "head_s": undisturbed_s(lambda: probe.head(x), wait),
+    return {
+        "before_s": (before, REPEATS, 1),
+        "expert_s": (lambda: x + 0.5 * probe.expert(x, next(weights_of)), REPEATS, 1),
+        "load_s": (load, 4 * RUNS, LOADS_TOGETHER),
+        "head_s": (lambda: probe.head(x), REPEATS, 1),
     }
+
+
+def measure(folder: Path, *, device: str, tier: str, slots: int, tokens: int) -> dict[str, Any]:
+    """Times of the parts, then hits and time of a whole run."""
+    import torch
+
+    torch.set_grad_enabled(False)
+    # small products: a second thread costs more than it brings, and waits for other programs
+    torch.set_num_threads(1)
+    wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
+    probe = Model(folder, device, tier, slots)
+    actions, layers = parts_of(probe, tokens), probe.config["num_hidden_layers"]
     skip = max(1, tokens // 8)
-    runs = [decoded(Model(folder, device, tier, slots), tokens, wait) for _ in range(RUNS)]
+    # parts and runs in turn: how busy other programs keep the machine changes within minutes
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    runs = []
+    for _ in range(RUNS):
+        for name, (action, repeats, _) in actions.items():
+            times[name] += timed_s(action, wait, repeats // RUNS)
+        runs.append(decoded(Model(folder, device, tier, slots), tokens, wait))
+    parts = {name: quiet(times[name]) / together for name, (_, _, together) in actions.items()}
     route, model = runs[0][1], runs[0][2]
     # other programs take the processor away now and then: each layer of each token counts by its quiet runs
     pieces = [quiet(times) for times in zip(*(run[0] for run in runs), strict=True)]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from moesim.engine import events
 from moesim.engine.durations import durations_ps
 from moesim.engine.program import Part
+from moesim.errors import InputError
 from moesim.evidence import Estimate
 from moesim.memory.caches import cache_policies, replay
 from moesim.memory.demand import Demand
@@ -267,3 +268,9 @@ def test_a_ring_of_sections_never_stalls_where_loading_is_shorter_than_computing
         ring = ring_pass_s(sections=6, resident=3, compute_s=1e-3, load_s=EXPERTS * copy_s)
         assert run.pass_s(6) == pytest.approx(ring, rel=0.02)
         assert (run.pass_s(6) == pytest.approx(6e-3)) == (EXPERTS * copy_s <= 1e-3)
+
+
+def test_a_refused_element_is_told_alone():
+    with pytest.raises(InputError) as refused:
+        prefetchers.build("next_layer_gate", {"accuracy": [1.2]}, field="memory.prefetch")
+    assert [problem.field for problem in refused.value.problems] == ["memory.prefetch.accuracy.0"]
