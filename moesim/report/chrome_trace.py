@@ -82,13 +82,17 @@ def excerpt(
     )
     first = int(starts[inside][there].min()) if there.any() else 0
     last = int(ends[inside][there].max()) if there.any() else 0
-    edges = {i: _edges(parts_of(program.instructions[i]), starts[i], ends[i]) / PS_PER_S for i in inside}
+    shown = inside + _beside(program, starts, ends, first, last)
+    edges = {
+        i: _edges(parts_of(program.instructions[i]), starts[i], ends[i]).clip(first, last) / PS_PER_S
+        for i in shown
+    }
     rows = []
     for rank in ranks:
         for stream in program.streams:
             spans = [
                 [part.name, part.kind, program.instructions[i].layer, float(begin), float(end)]
-                for i in inside
+                for i in shown
                 if program.instructions[i].stream == stream and ends[i, rank] != ABSENT
                 for part, begin, end in zip(
                     parts_of(program.instructions[i]), edges[i][:-1, rank], edges[i][1:, rank], strict=True
@@ -97,6 +101,17 @@ def excerpt(
             if spans:
                 rows.append({"rank": rank, "stream": stream, "spans": spans})
     return {"start_s": first / PS_PER_S, "end_s": last / PS_PER_S, "rows": rows}
+
+
+def _beside(
+    program: Program, starts: NDArray[np.int64], ends: NDArray[np.int64], first: int, last: int
+) -> list[int]:
+    """Work of no layer, as copies ordered ahead are, while an excerpt lasts."""
+    return [
+        i
+        for i, ins in enumerate(program.instructions)
+        if ins.layer is None and parts_of(ins) and ((starts[i] < last) & (ends[i] > first)).any()
+    ]
 
 
 def _spread(

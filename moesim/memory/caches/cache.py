@@ -136,7 +136,7 @@ class ExpertCache:
         count = min(new.size, standing.size)
         victim = standing.argpartition(range(count))[:count]
         given_up = standing[victim]
-        if kept is None or given_up[-1] == _NEVER:
+        if kept is None or given_up[-1] == _NEVER or new.size > count:
             value = self.ranking.worth(at, ids)[missing]
             best = np.argsort(-value, kind="stable")[:count]
             new = new[best]
@@ -172,7 +172,7 @@ class ExpertCache:
         # several partition points at once leave the `count` least in order
         victim = np.argpartition(standing, list(range(count)), axis=1)[:, :count]
         given_up = np.take_along_axis(standing, victim, axis=1)
-        if kept is not None and given_up[:, -1].max() < _NEVER:
+        if kept is not None and given_up[:, -1].max() < _NEVER and int(needed.max()) <= count:
             # room for all: any order of the newcomers ends in the same contents
             best = np.argsort(~missing, axis=1, kind="stable")[:, :count]
             swap = np.arange(count) < needed[:, None]

@@ -159,6 +159,15 @@ def test_a_filled_cache_begins_with_what_was_used_most():
     )
 
 
+@pytest.mark.parametrize("cache", ["lru", "arc", "mrs", "frequency_static"])
+def test_a_pass_may_need_more_experts_than_there_are_slots(cache):
+    wanted = demand(9)
+    for slots in (1, 2, TOP_K - 1):
+        run = simulate(wanted, costs(), offload(slots, cache=cache))
+        assert run.tally.hits + run.tally.loads == run.tally.lookups
+        assert run.tally.hits == replay(wanted, cache_policies.build(cache), slots).hits.sum()
+
+
 def test_wrong_prefetches_only_cost():
     wanted = demand(5, passes=60)
     slow = costs(before=[[Part("x", "compute", lasting(3e-3))]] * (LAYERS + 1))
