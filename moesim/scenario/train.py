@@ -18,7 +18,7 @@ from moesim.scenario.training import Training, build_training
 from moesim.scenario.training_memory import memory_view
 from moesim.scenario.training_rates import Rates
 from moesim.scenario.views import inputs_of, sources_of_cluster
-from moesim.training.chunks import Host
+from moesim.training.blocks import LaunchCost
 from moesim.training.pipeline import PipelineRun, RecordedPipeline
 from moesim.training.step import TrainStep, balanced_setup
 from moesim.units import fmt_quantity, fmt_seconds
@@ -168,7 +168,7 @@ def _changes(built: Training, nominal_s: float, metrics: dict[str, Metric]) -> l
         found.append(
             Sensitivity(f"cluster.{knob.path}", knob.label, "step_s", seconds, seconds / nominal_s - 1.0)
         )
-    captured_s = float(TrainStep(replace(built.setup, host=Host(0.0))).run().makespan_s[0])
+    captured_s = float(TrainStep(replace(built.setup, host=LaunchCost(0.0))).run().makespan_s[0])
     changed_s = [("training.graphs", "the whole step in one captured graph", captured_s)]
     if "imbalance_cost_fraction" in metrics:
         even_s = nominal_s / (1.0 + metrics["imbalance_cost_fraction"].value)

@@ -50,7 +50,7 @@ def fit_skew(trace: RoutingTrace, rng: np.random.Generator) -> FittedSkew:
     context; only where no persistence then explains the repetition, layers share less.
     """
     part = trace.window(0, min(FIT_TOKENS, trace.num_tokens))
-    base = FittedSkew(load_curve=load_curve(trace))
+    base = FittedSkew(load_curve=load_curve(trace), curve_experts=trace.num_experts)
     seed = int(rng.integers(2**63))
 
     layers = min(FIT_LAYERS, part.num_layers)

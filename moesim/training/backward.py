@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moesim.evidence import Estimate
-from moesim.kernels.cost import KernelCost
+from moesim.kernels.cost import EXPERT_LAUNCHES, KernelCost
 from moesim.kernels.histogram import ExpertLoad
 from moesim.model.dtypes import bytes_per_element
 from moesim.model.ops import AttentionDecode, AttentionPrefill, Gemm, GroupedExperts, MemoryBound, Op, Router
@@ -26,6 +26,9 @@ ELEMENTWISE_BACKWARD_RATIO = 1.5
 forward read one and writes one (3 : 2), a gated activation reads three and writes two (5 : 3)."""
 
 GRADIENT_DTYPE = "fp32"
+
+UNFUSED_LAUNCHES = 3
+"""Kernels of attention as separate work: two products and a softmax."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,17 @@ class TrainCost:
             case AttentionDecode():
                 msg = f"{op.name}: decode attention has no backward pass"
                 raise ValueError(msg)
+
+    def launches(self, op: Op, *, fused: bool = True) -> int:
+        """Kernels of an operation's forward pass."""
+        if isinstance(op, Gemm):
+            return 1 + self.quantised
+        return UNFUSED_LAUNCHES if isinstance(op, AttentionPrefill) and not fused else 1
+
+    @property
+    def expert_launches(self) -> int:
+        """Kernels of the forward pass of a grouped expert block: each product has its input cast first."""
+        return EXPERT_LAUNCHES + 2 * self.quantised
 
     def unfused(self, op: AttentionPrefill) -> Passes:
         """Passes of attention as separate products and a softmax: every query meets every key.

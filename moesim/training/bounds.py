@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.engine.program import Part
-from moesim.training.chunks import Block, Host, backward_blocks, forward_blocks
+from moesim.training.blocks import Block, LaunchCost, backward_blocks, forward_blocks
 from moesim.training.items import Item
 from moesim.training.layout import Layout
 from moesim.training.overlaps.base import run_s
@@ -57,7 +57,7 @@ class LeastTimes:
     """Least seconds of steps; layers of one :class:`LayerWork` are summed up once for all of its plans."""
 
     work: LayerWork
-    host: Host
+    host: LaunchCost
     mtp: bool = False
     _known: dict[tuple[object, ...], Least] = field(default_factory=dict)
 
@@ -89,7 +89,7 @@ class LeastTimes:
             return float(np.max(busy_s))
         ends_s = [sum(float(least.alone.min()) for least in passes[parts[0]]) for parts in part_of]
         before_s = np.concatenate([[0.0], np.cumsum(ends_s)[:-1]])
-        return float(np.max(np.array(busy_s) + before_s))
+        return float(np.max(np.ravel(busy_s) + before_s))
 
     def _part(self, layout: Layout, part: int, recompute: Recompute) -> tuple[Least, Least]:
         """Forward and whole backward of one part of the model."""

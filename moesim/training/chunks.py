@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 import numpy as np
@@ -13,187 +13,43 @@ from moesim.engine import vector
 from moesim.engine.critical_path import critical_path
 from moesim.engine.durations import durations_ps, to_seconds
 from moesim.engine.program import Instruction, Meet, Part, Program, Run, Wait
-from moesim.evidence import Estimate, Grade
+from moesim.evidence import Estimate
+from moesim.kernels.cost import FAMILY
 from moesim.metrics.breakdown import Share, path_breakdown
+from moesim.model.ops import MemoryBound
+from moesim.network.exchanges.base import exchange_sms
 from moesim.steps.block import COMM, COMPUTE
-from moesim.training.items import Item, Link, Overlapped, Piece, Work
-from moesim.training.overlapped import num_launches
+from moesim.training.blocks import Block, LaunchCost, backward_blocks, forward_blocks, phases
+from moesim.training.items import Item
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import Pass
 from moesim.training.work import LayerWork
 
 HOST = "host"
-STREAMS = (COMPUTE, COMM, HOST)
+NEAR = "near"
+"""Collectives of small groups of ranks that hold the same part of the work: a stream of their own."""
+STREAMS = (COMPUTE, COMM, NEAR, HOST)
 HOST_FAMILY = "host"
-EXCHANGE_TAG = "dispatch"
 
 Errors = Mapping[str, NDArray[np.float64]]
 Segments = Sequence[Sequence[Item]]
 """Items of a chunk, a layer each; embedding and head are segments of their own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """What launching work costs the host.
-
-    Attributes
-    ----------
-    launch_s : float
-        Host time of one kernel of the forward pass. [s]
-    backward_ratio : float
-        Kernels of a backward pass over those of its forward. [-]
-    sigma : float
-        Of their error. [-]
-    grade : str
-        Evidence for them.
-    """
-
-    launch_s: float
-    backward_ratio: float = 2.0
-    sigma: float = 0.3
-    grade: Grade = "assumed"
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """Local work, an exchange that needs it, and work that runs beside the exchange.
-
-    ``layer`` are instructions of an overlapped expert layer that follows instead of an exchange; with
-    ``host_waits`` the host launches nothing more until all of that is done.
-    """
-
-    work: tuple[Part, ...]
-    launches: float
-    link: Link | None = None
-    moved: Part | None = None
-    beside: tuple[Part, ...] = ()
-    layer: tuple[Instruction, ...] = ()
-    host_waits: bool = False
-
-
-def forward_blocks(items: Iterable[Item]) -> list[Block]:
-    """Blocks of a forward pass down the items."""
-    blocks: list[Block] = []
-    work: list[Part] = []
-    launches = 0.0
-    for item in items:
-        if isinstance(item, Link):
-            blocks.append(Block(tuple(work), launches, item, item.forward))
-            work, launches = [], 0.0
-        elif isinstance(item, Overlapped):
-            blocks.append(Block(tuple(work), launches, host_waits=item.host_waits))
-            blocks.append(Block((), num_launches(item.forward), layer=item.forward))
-            work, launches = [], 0.0
-        else:
-            work += _merged((w.label, w.passes.forward) for w in item.work)
-            launches += _launches(item)
-    return [*blocks, Block(tuple(work), launches)] if work or launches else blocks
-
-
-def backward_blocks(
-    items: Sequence[Item], kind: Pass, reruns: Callable[[str], bool], host: Host
-) -> list[Block]:
-    """Blocks of a backward pass up the items: gradients of the input, of the weights, or both.
-
-    Work that is run again stands before the gradients that need it; where an exchange is run again, all that
-    is run again goes down the items first.
-    """
-    with_input, with_weight = kind is not Pass.WEIGHT_GRADIENT, kind is not Pass.INPUT_GRADIENT
-    replays = any(_exchanges_again(item, reruns) for item in items)
-    blocks = _replayed(items, reruns) if with_input and replays else []
-    work: list[Part] = []
-    pending: list[Part] = []
-    launches = 0.0
-    for item in reversed(items):
-        if isinstance(item, Piece):
-            if with_input:
-                again = [] if replays else [_rerun(w, reruns) for w in item.work]
-                work += [p for p in again if p is not None]
-                work += _merged((w.label, w.passes.input_gradient) for w in item.work)
-            if with_weight:
-                pending += _merged((w.label, w.passes.weight_gradient) for w in item.work)
-            share = 0.5 if kind in (Pass.INPUT_GRADIENT, Pass.WEIGHT_GRADIENT) else 1.0
-            launches += _launches(item) * host.backward_ratio * share
-        elif isinstance(item, Overlapped):
-            if not with_input:
-                pending += item.weight_gradient
-                continue
-            if item.activation is not None and not replays and reruns("expert_activation"):
-                work.append(Part("recompute", "compute", item.activation))
-            layer = item.backward if with_weight else item.input_gradient
-            launches += num_launches(layer) * host.backward_ratio
-            blocks.append(Block((*work, *pending), launches, layer=layer, host_waits=item.host_waits))
-            work, pending, launches = [], [], 0.0
-        elif with_input:
-            beside = tuple(pending) if item.hides_weight_gradient else ()
-            own = work if beside else work + pending
-            blocks.append(Block(tuple(own), launches, item, item.backward, beside))
-            work, pending, launches = [], [], 0.0
-    last = (*work, *pending)
-    return [*blocks, Block(last, launches)] if last or launches else blocks
-
-
-def _exchanges_again(item: Item, reruns: Callable[[str], bool]) -> bool:
-    if isinstance(item, Overlapped):
-        return reruns(EXCHANGE_TAG)
-    return isinstance(item, Link) and reruns(item.tag)
-
-
-def _replayed(items: Sequence[Item], reruns: Callable[[str], bool]) -> list[Block]:
-    """Forward blocks of what is run again, called recomputation."""
-    kept: list[Item] = []
-    for item in items:
-        if not isinstance(item, Piece):
-            kept += [item] if _exchanges_again(item, reruns) else []
-            continue
-        work = tuple(w for w in item.work if reruns(w.tag))
-        if work:
-            kept.append(replace(item, work=work))
-    return [
-        replace(block, work=tuple(Part("recompute", "compute", p.estimate) for p in block.work))
-        for block in forward_blocks(kept)
-    ]
-
-
-def _rerun(work: Work, reruns: Callable[[str], bool]) -> Part | None:
-    if reruns(work.tag):
-        return Part("recompute", "compute", work.passes.forward)
-    if work.activation is not None and reruns("expert_activation"):
-        return Part("recompute", "compute", work.activation)
-    return None
-
-
-def _merged(named: Iterable[tuple[str, Estimate | None]]) -> list[Part]:
-    """Parts summed by what they are called and what their errors depend on."""
-    sums: dict[tuple[str, str, float, str], Estimate] = {}
-    for label, estimate in named:
-        if estimate is None:
-            continue
-        key = (label, estimate.family, estimate.sigma, estimate.grade)
-        before = sums.get(key)
-        sums[key] = estimate if before is None else replace(before, seconds=before.seconds + estimate.seconds)
-    return [Part(key[0], "compute", estimate) for key, estimate in sums.items()]
-
-
 def _scaled(part: Part, ratio: NDArray[np.float64]) -> Part:
     return replace(part, estimate=replace(part.estimate, seconds=part.estimate.seconds * ratio))
-
-
-def _launches(piece: Piece) -> float:
-    """Kernels that the host launches; a captured piece is one."""
-    return 1.0 if piece.captured else len(piece.work) + piece.extra_launches
 
 
 class ChunkTimes:
     """Durations of the passes of any run of a model's layers."""
 
-    def __init__(self, work: LayerWork, recompute: Recompute, host: Host) -> None:
+    def __init__(self, work: LayerWork, recompute: Recompute, host: LaunchCost) -> None:
         self.work, self.recompute, self.host = work, recompute, host
         size = max(work.plan.ep, 1)
         self.num_ranks = work.num_draws * size
         self._group = np.repeat(np.arange(work.num_draws), size)
         self._known: dict[Program, vector.Compiled] = {}
-        self._lent_fraction = min(work.fabric.communication.sms / work.num_units, 1.0)
+        self._lent_fraction = min(exchange_sms(work.fabric) / work.num_units, 1.0)
 
     def segments(self, layers: Sequence[int], *, first: bool, last: bool, mtp: bool = False) -> Segments:
         """Items of a chunk: ``layers``, with the embedding before and the head behind where it has them."""
@@ -217,7 +73,9 @@ class ChunkTimes:
             if block.link is not None:
                 instructions += self._moved(block)
                 instructions += self._joined(block)
-            instructions += self._layer(block)
+            elif block.host_waits:
+                instructions.append(Wait(HOST, on=COMPUTE))
+            instructions += block.layer
         return Program(self.num_ranks, STREAMS, tuple(instructions))
 
     def _forward(self, segments: Segments) -> list[Block]:
@@ -263,48 +121,71 @@ class ChunkTimes:
         return self._known[program]
 
     def _woven(self, forward: Sequence[Block], backward: Sequence[Block]) -> list[Instruction]:
-        """Two passes in turn: while one's tokens travel, the other computes."""
+        """Two passes in turn: while one's tokens travel, the other computes.
+
+        Only exchanges in which the whole group meets are hidden: Megatron-Core and DualPipe cut a layer at
+        these, and run what a small group exchanges in between as part of the work.
+        """
+        bound = memory_share([*forward, *backward])
         instructions: list[Instruction] = []
-        for pair in zip_longest(forward, backward):
-            for block in pair:
-                if block is None:
-                    continue
-                instructions += self._work(block)
+        for pair in zip_longest(phases(forward), phases(backward)):
+            for phase in pair:
+                for block in phase or ():
+                    instructions += self._work(block)
+                    if block.link is not None and not block.link.everybody:
+                        instructions += self._moved(block) + self._joined(block)
                 # the other pass's exchange is over before that pass computes again: wait, then issue
                 instructions.append(Wait(COMPUTE, on=COMM))
-                if block.link is not None:
-                    instructions += self._moved(block, hidden=True)
+                if phase and phase[-1].link is not None and phase[-1].link.everybody:
+                    instructions += self._moved(phase[-1], hidden=True, bound=bound)
         return [*instructions, Wait(COMPUTE, on=COMM)]
 
     def _work(self, block: Block) -> list[Instruction]:
-        launches: list[Instruction] = []
-        if block.launches and self.host.launch_s:
-            cost = Estimate(
-                block.launches * self.host.launch_s, HOST_FAMILY, self.host.grade, self.host.sigma
-            )
-            launches = [Run(HOST, (Part("host launches", "cpu_compute", cost),)), Wait(COMPUTE, on=HOST)]
-        return [*launches, Run(COMPUTE, block.work)] if block.work else launches
+        """Launches beside work: the first kernel waits for its launch, the block for its last one."""
+        if not (block.launches and self.host.launch_s):
+            return [Run(COMPUTE, block.work)] if block.work else []
+        first = min(block.launches, 1.0)
+        launches: list[Instruction] = [self._launch(first), Wait(COMPUTE, on=HOST)]
+        if block.work:
+            launches.append(Run(COMPUTE, block.work))
+        more = block.launches - first
+        return [*launches, self._launch(more), Wait(COMPUTE, on=HOST)] if more else launches
 
-    def _moved(self, block: Block, *, hidden: bool = False) -> list[Instruction]:
-        """The exchange of a block and the work beside it, which misses the units that the exchange uses."""
+    def _launch(self, count: float) -> Run:
+        host = self.host
+        cost = Estimate(count * host.launch_s, HOST_FAMILY, host.grade, host.sigma)
+        return Run(HOST, (Part("host launches", "cpu_compute", cost),))
+
+    def _moved(self, block: Block, *, hidden: bool = False, bound: float = 0.0) -> list[Instruction]:
+        """The exchange of a block and the work beside it, which misses what the exchange uses.
+
+        Work that arithmetic bounds misses the multiprocessors, work that memory bounds (a share ``bound`` of
+        all) the bytes.
+        """
         assert block.link is not None
         assert block.moved is not None
+        counted: list[Instruction] = [Wait(HOST, on=COMPUTE)] if block.host_waits else []
+        stream = COMM if block.link.everybody else NEAR
         exchange = (
-            Meet(COMM, self._group, (block.moved,)) if block.link.everybody else Run(COMM, (block.moved,))
+            Meet(COMM, self._group, (block.moved,)) if block.link.everybody else Run(NEAR, (block.moved,))
         )
-        moved: list[Instruction] = [Wait(COMM, on=COMPUTE), exchange]
+        moved: list[Instruction] = [*counted, Wait(stream, on=COMPUTE), exchange]
         if not (block.beside or hidden):
             return moved
         estimate = block.moved.estimate
-        lent = replace(estimate, seconds=estimate.seconds * self._lent_fraction)
-        return [*moved, Run(COMPUTE, (*block.beside, Part("units lent to exchanges", "compute", lent)))]
-
-    @staticmethod
-    def _layer(block: Block) -> list[Instruction]:
-        read: list[Instruction] = [Wait(HOST, on=COMPUTE)] if block.host_waits else []
-        return [*block.layer, *read]
+        missed_s = estimate.seconds * self._lent_fraction * (1 - bound) + block.link.memory_s * bound
+        lent = Part("lent to exchanges", "compute", replace(estimate, seconds=missed_s))
+        return [*moved, Run(COMPUTE, (*block.beside, lent))]
 
     def _joined(self, block: Block) -> list[Instruction]:
         assert block.link is not None
-        read: list[Instruction] = [Wait(HOST, on=COMM)] if block.link.host_waits else []
-        return [Wait(COMPUTE, on=COMM), *read]
+        return [Wait(COMPUTE, on=COMM if block.link.everybody else NEAR)]
+
+
+def memory_share(blocks: Sequence[Block]) -> float:
+    """Share of the blocks' work, by time, that reads and writes more than it computes. [-]"""
+    seconds = {True: 0.0, False: 0.0}
+    for part in (part for block in blocks for part in (*block.work, *block.beside)):
+        estimate = part.estimate
+        seconds[estimate.family == FAMILY[MemoryBound]] += float(np.mean(estimate.seconds))
+    return seconds[True] / (sum(seconds.values()) or 1.0)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moesim.evidence import Grade
 from moesim.files import find, read_tree, validated
-from moesim.training.chunks import Host
+from moesim.training.blocks import LaunchCost
 
 ROOM = "calibration/training"
 
@@ -26,6 +26,8 @@ class Framework(BaseModel):
         Engine whose measured kernels stand for the framework's; ``default`` where a device has none of it.
     router_launches : int
         Small kernels of a MoE layer beyond those that are described. [-]
+    checkpoint_launches : float
+        Launches' worth of host time to leave a region out and to run it again, beside its own kernels. [-]
     sigma : float
         Of the host's time. [-]
     """
@@ -39,13 +41,20 @@ class Framework(BaseModel):
     backward_ratio: float = Field(gt=0)
     kernels: str
     router_launches: int = Field(ge=0)
+    checkpoint_launches: float = Field(0.0, ge=0)
     sigma: float = Field(ge=0)
     grade: Grade
     sources: dict[str, str]
 
-    def host(self, *, captured: bool = False) -> Host:
+    def host(self, *, captured: bool = False) -> LaunchCost:
         """Launch costs; of a whole captured step none."""
-        return Host(0.0 if captured else self.launch_s, self.backward_ratio, self.sigma, self.grade)
+        return LaunchCost(
+            0.0 if captured else self.launch_s,
+            self.backward_ratio,
+            self.checkpoint_launches,
+            self.sigma,
+            self.grade,
+        )
 
 
 @lru_cache

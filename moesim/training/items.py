@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from moesim.engine.program import Instruction, Part
-from moesim.evidence import Estimate
+from moesim.evidence import Estimate, Seconds
 from moesim.model.ops import AttentionPrefill, Op
 from moesim.network.traffic import Deduplication
 from moesim.training.backward import Passes, TrainCost
@@ -38,12 +38,15 @@ class Work:
         Seconds of each pass.
     activation : Estimate or None
         Seconds of the activation inside it alone, forward.
+    launches : int
+        Kernels of its forward pass. [-]
     """
 
     tag: str
     label: str
     passes: Passes
     activation: Estimate | None = None
+    launches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,9 @@ class Link:
     hides_weight_gradient : bool
         In the backward pass, weight gradients of the piece above run beside it.
     host_waits : bool
-        The host must read counts before it can launch what follows.
+        In the forward pass, the host must read counts before it can launch the exchange and what follows.
+    memory_s : float or ndarray
+        Time that main memory needs for what the exchange reads and writes. [s]
     """
 
     forward: Part
@@ -79,6 +84,7 @@ class Link:
     everybody: bool
     hides_weight_gradient: bool
     host_waits: bool = False
+    memory_s: Seconds = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +169,7 @@ def works(ops: Iterable[Op], label: str, cost: TrainCost, *, fused: bool = True)
             tag_of(op),
             label_of(op, label),
             cost.unfused(op) if isinstance(op, AttentionPrefill) and not fused else cost.op(op),
+            launches=cost.launches(op, fused=fused),
         )
         for op in ops
         if op.name not in NOT_TRAINED

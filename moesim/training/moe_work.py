@@ -103,8 +103,11 @@ class MoeWork:
             everybody=True,
             hides_weight_gradient=options.delayed_weight_gradient,
             host_waits=waits,
+            memory_s=self._memory_s(row),
         )
-        combine = Link(back, there, "dispatch", everybody=True, hides_weight_gradient=False)
+        combine = replace(
+            dispatch, forward=back, backward=there, hides_weight_gradient=False, host_waits=False
+        )
         return [before, *weights, dispatch, *self._width_shared(experts), combine, after]
 
     def _weights_sent(self, row: int) -> list[Item]:
@@ -148,7 +151,8 @@ class MoeWork:
     def experts_of(self, row: int) -> Work:
         """Experts of one layer, ``(draw * member,)``."""
         activation = _flat(self.activation.forward, row)
-        return Work("experts", "experts", _row_of(self.experts, row), activation)
+        launches = self.outer.cost.expert_launches
+        return Work("experts", "experts", _row_of(self.experts, row), activation, launches)
 
     def exchange_of(self, phase: str, row: int) -> Estimate:
         """An exchange of one layer, ``(draw * member,)``."""
@@ -195,6 +199,13 @@ class MoeWork:
             captured=outer.options.captured_pieces,
         )
         return before, Piece(outer.works(settle, "permute") if self.gathers else ())
+
+    def _memory_s(self, row: int) -> NDArray[np.float64]:
+        """Time of main memory to read what a rank sends and to write what it gets, ``(draw * member,)``."""
+        outer, ports = self.outer, self.load.ports.scaled(1.0 / self.outer.plan.etp)
+        tokens = ports.scale_up_out + ports.scale_up_in + ports.scale_out_out + ports.scale_out_in
+        copied = MemoryBound("exchange", tokens[:, row].ravel() * outer.token_bytes)
+        return np.asarray(outer.cost.kernels.op(copied).seconds)
 
     def _exchanged(self, phase: Phase) -> Estimate:
         """Seconds of one phase, ``(draw, layer)``."""

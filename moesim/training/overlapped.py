@@ -10,6 +10,7 @@ import numpy as np
 
 from moesim.engine.program import Instruction, Meet, Part, Run
 from moesim.evidence import Estimate
+from moesim.network.exchanges.base import exchange_sms
 from moesim.steps.block import COMPUTE
 from moesim.training.backward import Passes
 from moesim.training.items import Overlapped
@@ -65,7 +66,7 @@ class Layer:
             combine_s=self._exchange(back),
             group=np.repeat(np.arange(outer.num_draws), outer.plan.ep),
             num_sms=outer.num_units,
-            exchange_sms=min(outer.fabric.communication.sms, outer.num_units),
+            exchange_sms=min(exchange_sms(outer.fabric), outer.num_units),
         )
         return tuple(policy.launch(triple))
 

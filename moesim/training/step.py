@@ -15,7 +15,8 @@ from moesim.engine.program import Program
 from moesim.evidence import Estimate, Grade, draw_errors
 from moesim.metrics.breakdown import Share
 from moesim.model.spec import ModelSpec
-from moesim.training.chunks import ChunkTimes, Errors, Host, Segments
+from moesim.training.blocks import LaunchCost
+from moesim.training.chunks import ChunkTimes, Errors, Segments
 from moesim.training.gradients import StateTimes, state_times
 from moesim.training.layout import Layout, PartParameters, part_parameters
 from moesim.training.pipeline import (
@@ -50,7 +51,7 @@ class TrainSetup:
         Of each replica. [-]
     recompute : Recompute
         What the backward pass runs again.
-    host : Host
+    host : LaunchCost
         Launch costs.
     states : States
         How weights, gradients and optimizer states are kept.
@@ -65,7 +66,7 @@ class TrainSetup:
     schedule: Schedule
     num_microbatches: int
     recompute: Recompute
-    host: Host
+    host: LaunchCost
     states: States = States()
     overlap_reduce: bool = True
     overlap_gather: bool = True

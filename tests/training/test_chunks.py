@@ -12,7 +12,8 @@ from moesim.model.load import load
 from moesim.network.fabric import Communication, Fabric
 from moesim.parallel.train_plan import TrainPlan
 from moesim.training.backward import TrainCost
-from moesim.training.chunks import ChunkTimes, Host
+from moesim.training.blocks import LaunchCost
+from moesim.training.chunks import ChunkTimes
 from moesim.training.items import Link, Options, TrainBatch
 from moesim.training.loads import balanced
 from moesim.training.recompute import Recompute
@@ -42,7 +43,7 @@ def work(plan=None, *, shares=None, options=None, cost=None):
 
 
 def times(layer_work, recompute=None, host=None):
-    return ChunkTimes(layer_work, recompute or Recompute(), host or Host(0.0))
+    return ChunkTimes(layer_work, recompute or Recompute(), host or LaunchCost(0.0))
 
 
 def seconds(chunks, kind, layers=(3, 4), **ends):
@@ -112,7 +113,7 @@ def test_full_recomputation_adds_a_forward_pass_of_the_layers_that_it_covers():
 
 
 def test_a_slow_host_bounds_a_pass():
-    chunks = times(work(), host=Host(0.1))
+    chunks = times(work(), host=LaunchCost(0.1))
     launches = 0.1 * sum(len(i.work) for i in chunks.work.layer(3) if not isinstance(i, Link))
     assert float(seconds(chunks, Pass.FORWARD, (3,))[0, 0]) >= launches
 

@@ -143,6 +143,13 @@ def exchange(load: Load, fabric: Fabric) -> tuple[str, Estimate]:
     return cheapest(offers)
 
 
+def exchange_sms(fabric: Fabric) -> int:
+    """Multiprocessors that the exchange in use keeps busy: its library's own number, or the given one. [-]"""
+    name = fabric.communication.exchange
+    own = getattr(exchanges.classes[name], "num_sms", None) if name in exchanges.names() else None
+    return fabric.communication.sms if own is None else int(own)
+
+
 def _priced(algorithm: Exchange, load: Load, fabric: Fabric) -> Estimate | None:
     """Price of an algorithm, but no less than the busiest shared link needs."""
     found = algorithm.price(load, fabric)
