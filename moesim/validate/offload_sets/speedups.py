@@ -314,7 +314,9 @@ def _modes(data: Data, seed: int) -> list[Claim]:
         thinned = _skipping(demand, kept, seed)
         way = offload_of(np.full(demand.num_layers, model.num_experts), cache="frequency_static")
         ratio = run(demand, costs, way, seed)[0] / run(thinned, costs, way, seed)[0]
-        found.append(Claim(f"MoDES {phase}", given["source"], "ratio", given["speedup"][phase], ratio, 0.3))
+        note = f"{tokens} tokens assumed, whose 12 % still touch every expert" if tokens > 1 else ""
+        name, published = f"MoDES {phase}", given["speedup"][phase]
+        found.append(Claim(name, given["source"], "ratio", published, ratio, 0.3, note=note))
     return found
 
 
