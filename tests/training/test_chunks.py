@@ -134,3 +134,26 @@ def test_tensor_parallel_parts_are_gathered_and_scattered_among_themselves():
     small = [i for i in items if isinstance(i, Link) and not i.everybody]
     assert [i.forward.kind for i in small] == ["all_gather", "reduce_scatter"]
     assert [i.backward.kind for i in small] == ["reduce_scatter", "all_gather"]
+
+
+def test_in_pairs_only_exchanges_of_the_whole_group_are_hidden():
+    """What tensor-parallel ranks exchange is part of the work: a pair is no shorter than all of that."""
+    plan = TrainPlan(tp=2, dp=8, ep=16)
+    chunks = times(work(plan))
+    items = chunks.work.layer(3)
+    small_s = 2 * sum(
+        float(np.max(i.forward.estimate.seconds)) for i in items if isinstance(i, Link) and not i.everybody
+    )
+    pieces_s = UNIT_S * sum(
+        2 + (w.passes.weight_gradient is not None) for i in items if not isinstance(i, Link) for w in i.work
+    )
+    assert float(seconds(chunks, Pass.PAIR, (3,))[0, 0]) >= pieces_s + small_s
+
+
+def test_in_pairs_the_host_waits_for_counts():
+    waits = Options(deduplicate="node", host_reads_counts=True)
+    knows = Options(deduplicate="node", host_reads_counts=False)
+    paired = [
+        float(seconds(times(work(options=o), host=LaunchCost(5e-4)), Pass.PAIR)[0, 0]) for o in (waits, knows)
+    ]
+    assert paired[0] > paired[1]
