@@ -282,7 +282,7 @@ def _work(
         delayed_weight_gradient=section.delayed_weight_gradient,
         host_reads_counts=section.host_reads_counts,
         capacity_factor=section.capacity_factor,
-        router_launches=framework.router_launches,
+        router_launches=framework.small_launches(framework.router_launches),
         fused_sinks=section.fused_sinks,
         captured_pieces=section.graphs == "partial",
         overlap=_overlap(section),

@@ -54,7 +54,7 @@ class Piece:
     """Local work between two exchanges; ``extra_launches`` kernels are small and cost only the host."""
 
     work: tuple[Work, ...]
-    extra_launches: int = 0
+    extra_launches: float = 0.0
     captured: bool = False
 
 
@@ -141,7 +141,7 @@ class Options:
         The host waits for each rank's token counts (dropless all-to-all without a device-side protocol).
     capacity_factor : float or None
         None: dropless.
-    router_launches : int
+    router_launches : float
         Small kernels of gate, sorting and bookkeeping of a MoE layer beyond those described.
     fused_sinks : bool
         Attention with learnt sinks runs in one kernel; otherwise as separate products and a softmax.
@@ -156,7 +156,7 @@ class Options:
     delayed_weight_gradient: bool = False
     host_reads_counts: bool = True
     capacity_factor: float | None = None
-    router_launches: int = 0
+    router_launches: float = 0.0
     fused_sinks: bool = False
     captured_pieces: bool = False
     overlap: TripleOverlap | None = None
