@@ -172,6 +172,37 @@ def sends_to_experts(backend: str) -> bool:
     return backend not in {"none", "naive", "allgather_reducescatter"}
 
 
+def share(text: str) -> float:
+    """A number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        message = "a number in [0, 1]"
+        raise ValueError(message)
+    return value
+
+
+def switch(text: str) -> bool:
+    """Yes or no, as YAML and JSON spell it."""
+    if text.lower() not in {"true", "false"}:
+        message = "true or false"
+        raise ValueError(message)
+    return text.lower() == "true"
+
+
+def converted(field: str, value: object, convert: Convert, where: str = "--from") -> Any:
+    """Setting of a file or an inline object.
+
+    Raises
+    ------
+    InputError
+        Not what ``convert`` takes.
+    """
+    try:
+        return convert(str(value))
+    except ValueError as error:
+        raise InputError.at(field, value, str(error), where=where) from None
+
+
 def mapping(text: str) -> Mapping[str, Any]:
     """A JSON object."""
     value = json.loads(text)

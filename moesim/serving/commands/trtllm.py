@@ -9,7 +9,16 @@ from typing import Any
 
 from moesim.errors import InputError, Problem
 from moesim.files import read_tree
-from moesim.serving.commands.base import Command, Flags, engine_commands, fraction, whole
+from moesim.serving.commands.base import (
+    Command,
+    Flags,
+    converted,
+    engine_commands,
+    fraction,
+    share,
+    switch,
+    whole,
+)
 from moesim.serving.engine import Hold
 
 FLAGS = Flags(
@@ -41,7 +50,7 @@ QUIET = frozenset(
     }
 )
 """Keys of the options file that change no time."""
-WAITS = frozenset({"batch_wait_timeout_iters", "batch_wait_max_tokens_ratio"})
+WAITS = ("batch_wait_timeout_iters", "batch_wait_max_tokens_ratio")
 """How long prompts wait for others, and which share of the token budget ends the wait."""
 DEGREES = {
     "tensor_parallel_size": "tp",
@@ -51,6 +60,11 @@ DEGREES = {
     "max_num_tokens": "max_num_batched_tokens",
     "enable_chunked_prefill": "chunked_prefill",
 }
+CACHE = {"free_gpu_memory_fraction": "memory_fraction", "enable_block_reuse": "prefix_caching"}
+DRAFTS = ("num_nextn_predict_layers", "max_draft_len")
+SWITCHES = frozenset({"enable_chunked_prefill", "enable_attention_dp", "enable_block_reuse"})
+SHARES = {"batch_wait_max_tokens_ratio": share, "free_gpu_memory_fraction": fraction}
+"""Settings of the options file that are no whole numbers, and what they are."""
 
 
 @engine_commands.register("trtllm")
@@ -93,10 +107,10 @@ class TrtllmServe:
 
 
 def _hold(values: Mapping[str, Any]) -> Hold | None:
-    iterations, share = (values.get(name) or 0 for name in sorted(WAITS, reverse=True))
-    if not iterations or not share:
+    iterations, filled = (values.get(name) or 0 for name in WAITS)
+    if not iterations or not filled:
         return None
-    return Hold(int(iterations), gathers=True, fill=float(share))
+    return Hold(iterations, gathers=True, fill=filled)
 
 
 def _options(path: Path, unknown: list[str]) -> dict[str, Any]:
@@ -104,21 +118,25 @@ def _options(path: Path, unknown: list[str]) -> dict[str, Any]:
     if not path.is_file():
         raise InputError([Problem("--extra-llm-api-options", f"no file {str(path)!r}")])
     found: dict[str, Any] = {}
-    for key, value in read_tree(path).data.items():
+    tree = read_tree(path)
+
+    def taken(*keys: str) -> Any:
+        value: Any = tree.data
+        for key in keys:
+            value = value[key]
+        convert = switch if keys[-1] in SWITCHES else SHARES.get(keys[-1], whole)
+        return None if value is None else converted(".".join(keys), value, convert, tree.where(keys))
+
+    for key, value in tree.data.items():
         if key == "kv_cache_config" and isinstance(value, Mapping):
-            found |= _cache(value)
+            found |= {own: taken(key, name) for name, own in CACHE.items() if name in value}
+            if value.get("dtype") not in (None, "auto"):
+                found["kv"] = str(value["dtype"])
         elif key == "speculative_config" and isinstance(value, Mapping):
-            found["draft_tokens"] = int(value.get("num_nextn_predict_layers", value.get("max_draft_len", 1)))
+            named = next((name for name in DRAFTS if name in value), None)
+            found["draft_tokens"] = taken(key, named) if named else 1
         elif key in DEGREES or key == "enable_attention_dp" or key in WAITS:
-            found[key] = value
+            found[key] = taken(key)
         elif key not in QUIET:
             unknown.append(f"{path.name}: {key}")
-    return found
-
-
-def _cache(config: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"free_gpu_memory_fraction": "memory_fraction", "enable_block_reuse": "prefix_caching"}
-    found = {own: config[key] for key, own in names.items() if key in config}
-    if config.get("dtype") not in (None, "auto"):
-        found["kv"] = str(config["dtype"])
     return found

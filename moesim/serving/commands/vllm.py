@@ -11,6 +11,7 @@ from moesim.serving.commands.base import (
     SERVER_FLAGS,
     Command,
     Flags,
+    converted,
     engine_commands,
     fraction,
     mapping,
@@ -119,16 +120,20 @@ def _kv(text: str) -> str:
 def _rebalancing(values: Mapping[str, Any]) -> dict[str, Any]:
     """Settings of expert-parallel load balancing: those of ``EPLBConfig``, with its defaults."""
     given = values.get("eplb_config") or {}
-    redundant = given.get("num_redundant_experts", values.get("redundant_experts", 0))
+
+    def number(key: str, default: int) -> int:
+        return int(converted(f"--eplb-config {key}", given.get(key, default), whole))
+
+    redundant = number("num_redundant_experts", values.get("redundant_experts", 0))
     if not values.get("eplb"):
-        return {"redundant_experts": int(redundant)}
-    every, window = given.get("step_interval", 3000), given.get("window_size", 1000)
+        return {"redundant_experts": redundant}
     return {
-        "redundant_experts": int(redundant),
-        "rebalance_every": int(every),
-        "rebalance_window": int(window),
+        "redundant_experts": redundant,
+        "rebalance_every": number("step_interval", 3000),
+        "rebalance_window": number("window_size", 1000),
     }
 
 
 def _drafts(config: Any) -> int | None:
-    return int(config.get("num_speculative_tokens", 1)) if config else None
+    field = "num_speculative_tokens"
+    return int(converted(f"--speculative-config {field}", config.get(field, 1), whole)) if config else None

@@ -133,3 +133,33 @@ def test_a_device_stands_for_its_plainest_machine(device, num_devices, machine):
 def test_a_device_without_a_network_is_not_multiplied():
     with pytest.raises(InputError, match="8 t4 wanted, the largest described machine has 1"):
         cluster_for("t4", 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("tensor_parallel_size: many", "tensor_parallel_size"),
+        ("batch_wait_timeout_iters: soon\nbatch_wait_max_tokens_ratio: 0.5", "batch_wait_timeout_iters"),
+        ("batch_wait_max_tokens_ratio: 2", "batch_wait_max_tokens_ratio"),
+        ("kv_cache_config: {free_gpu_memory_fraction: 90}", "kv_cache_config.free_gpu_memory_fraction"),
+        ("speculative_config: {max_draft_len: x}", "speculative_config.max_draft_len"),
+        ("enable_attention_dp: maybe", "enable_attention_dp"),
+    ],
+)
+def test_wrong_values_of_an_options_file_are_told_with_their_line(tmp_path, text, field):
+    path = tmp_path / "options.yaml"
+    path.write_text(f"print_iter_log: true\n{text}\n")
+    with pytest.raises(InputError, match=rf"options.yaml:[23].*{field}: got .*; accepted: "):
+        read_command(f"trtllm-serve deepseek-ai/DeepSeek-R1 --extra_llm_api_options {path}")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        """--enable-eplb --eplb-config '{"step_interval": "x"}'""",
+        """--speculative-config '{"method": "mtp", "num_speculative_tokens": "x"}'""",
+    ],
+)
+def test_wrong_values_inside_a_flag_are_told(flags):
+    with pytest.raises(InputError, match="got 'x'; accepted: a whole number"):
+        read_command(f"vllm serve deepseek-ai/DeepSeek-R1 {flags}")
