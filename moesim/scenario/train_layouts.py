@@ -11,6 +11,7 @@ from moesim.scenario.train import breakdown_of
 from moesim.scenario.train_search import ScenarioEstimator, own_candidate, row_of
 from moesim.scenario.training import Common
 from moesim.scenario.training_memory import ledger_of, memory_of
+from moesim.training.chunks import LENT
 from moesim.training.step import TrainStep, balanced_setup
 from moesim.training.tuning import Candidate, Found, Tuned
 
@@ -93,7 +94,7 @@ def group_of(share: Share) -> str:
         "experts": EXPERTS,
         "recompute": AGAIN,
         "host launches": HOST,
-        "units lent to exchanges": EXCHANGE,
+        LENT: EXCHANGE,
         "optimizer": STATES,
         "bubbles": BUBBLES,
     }

@@ -30,6 +30,8 @@ NEAR = "near"
 """Collectives of small groups of ranks that hold the same part of the work: a stream of their own."""
 STREAMS = (COMPUTE, COMM, NEAR, HOST)
 HOST_FAMILY = "host"
+LENT = "lent to exchanges"
+"""Part of a breakdown: what work misses while an exchange uses multiprocessors or memory."""
 
 Errors = Mapping[str, NDArray[np.float64]]
 Segments = Sequence[Sequence[Item]]
@@ -174,7 +176,7 @@ class ChunkTimes:
             return moved
         estimate = block.moved.estimate
         missed_s = estimate.seconds * self._lent_fraction * (1 - bound) + block.link.memory_s * bound
-        lent = Part("lent to exchanges", "compute", replace(estimate, seconds=missed_s))
+        lent = Part(LENT, "compute", replace(estimate, seconds=missed_s))
         return [*moved, Run(COMPUTE, (*block.beside, lent))]
 
     def _joined(self, block: Block) -> list[Instruction]:

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 from moesim.cli.app import app
 from moesim.errors import InputError
 from moesim.files import Tree
+from moesim.metrics.breakdown import Share
 from moesim.parallel.train_plan import TrainPlan
 from moesim.report.layouts_page import write_layouts_page
 from moesim.scenario.resolve import resolve_tree
+from moesim.scenario.train_layouts import EXCHANGE, group_of
 from moesim.scenario.train_search import (
     ScenarioEstimator,
     assignments,
@@ -22,6 +24,7 @@ from moesim.scenario.train_search import (
     search_plans,
 )
 from moesim.scenario.training import build_training
+from moesim.training.chunks import LENT
 from moesim.training.recompute import Recompute
 from moesim.training.step import TrainStep
 from moesim.training.tuning import Candidate, Space
@@ -155,3 +158,7 @@ def test_layouts_page_is_whole_escaped_and_repeatable(compared, tmp_path):
     assert "<small>" not in page
     assert page.count("<svg") == 2
     assert {file.name for file in folder.glob("*.png")} == {"layouts.png", "layout_memory.png"}
+
+
+def test_what_work_lends_to_exchanges_counts_as_theirs():
+    assert group_of(Share(LENT, "compute", 1.0, 0.1, "fitted", 0.1)) == EXCHANGE
