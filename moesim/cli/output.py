@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from moesim import __version__
+from moesim.errors import InputError, Problem
 from moesim.files import to_json
 from moesim.units import fmt_quantity
 
@@ -31,6 +33,13 @@ def emit_json(document: Mapping[str, Any]) -> None:
 def note(text: str) -> None:
     """A line for the person on stderr."""
     typer.echo(text, err=True)
+
+
+def refuse_overwriting(out: Path | None, name: str, *, force: bool) -> None:
+    """Error where ``out`` holds the file ``name`` of an earlier run already, unless that is wanted."""
+    if out is not None and not force and (out / name).exists():
+        message = f"{out} holds {name} already; accepted: a new folder, or --force"
+        raise InputError([Problem("--out", message)])
 
 
 def table(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moesim.cli.output import JSON_OPTION, emit_json, metric_rows, note, table
+from moesim.cli.output import JSON_OPTION, emit_json, metric_rows, note, refuse_overwriting, table
 from moesim.cli.run_command import DEVICE_OPTION, FROM_OPTION, VERSION_OPTION, resolved_from
-from moesim.errors import InputError, Problem
+from moesim.errors import InputError
 from moesim.units import fmt_bytes, fmt_seconds, fmt_si
 
 if TYPE_CHECKING:
@@ -55,8 +55,7 @@ def command(  # noqa: PLR0917 - options of the command line
     from moesim.files import write_json  # noqa: PLC0415
     from moesim.scenario.run import run  # noqa: PLC0415
 
-    if out is not None and not force and (out / "run.json").exists():
-        raise InputError([Problem("--out", f"{out} holds a run already; accepted: a new folder, or --force")])
+    refuse_overwriting(out, "run.json", force=force)
     started = perf_counter()
     resolved = resolved_from(scenario, launch, device, engine_version, overrides(sets, seed))
     if dry_run:

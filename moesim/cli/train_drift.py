@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, table
+from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, refuse_overwriting, table
 from moesim.cli.progress import progress
 from moesim.cli.run import ScenarioArgument, SeedOption, SetOption, overrides
-from moesim.errors import InputError
 from moesim.units import fmt_seconds
 
 ANSWERS = ("none", "greedy", "llep")
@@ -35,12 +34,12 @@ def drift(  # noqa: PLR0917 - options of the command line
     force: Annotated[bool, typer.Option("--force", help="Overwrite results in --out.")] = False,
 ) -> None:
     """Step times while expert loads drift: experts left alone, placed anew, or helped out."""
+    from moesim.report.drift_page import COLUMNS  # noqa: PLC0415
     from moesim.scenario.resolve import resolve  # noqa: PLC0415
     from moesim.scenario.train_drift import Drift, run_drift  # noqa: PLC0415
     from moesim.scenario.train_search import common_of  # noqa: PLC0415
 
-    if out is not None and not force and (out / "drift.json").exists():
-        raise InputError.at("--out", str(out), "a folder without such a run, or --force")
+    refuse_overwriting(out, "drift.json", force=force)
     resolved = resolve(scenario, overrides(sets, seed))
     common = common_of(resolved)
     asked = Drift(steps, fraction, every)
@@ -64,8 +63,7 @@ def drift(  # noqa: PLR0917 - options of the command line
         emit_json(document)
         return
     typer.echo(document["answer"])
-    columns = ["answer", "mean step", "worst step", "imbalance", "experts moved", "moving, all steps"]
-    table("Steps while loads drift", columns, cells(rows), right=range(1, 6))
+    table("Steps while loads drift", COLUMNS, cells(rows), right=range(1, 6))
 
 
 def _answer(rows: list[dict[str, Any]], best: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, table
+from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, refuse_overwriting, table
 from moesim.cli.progress import tallied
 from moesim.cli.run import ScenarioArgument, SeedOption, SetOption, overrides
 from moesim.errors import InputError
@@ -63,8 +63,7 @@ def search(  # noqa: PLR0917 - options of the command line
     if recompute:
         given["recompute"] = tuple(policy(text) for text in recompute)
     space = replace(default_space(resolved.scenario, common), **given)
-    if out is not None and not force and (out / "search.json").exists():
-        raise InputError.at("--out", str(out), "a folder without a search, or --force")
+    refuse_overwriting(out, "search.json", force=force)
     processes = jobs or min(os.cpu_count() or 1, PROCESSES_MAX)
     with tallied("plans") as tell:
         tuned = search_plans(resolved.scenario, common, space, keep=keep, jobs=processes, progress=tell)

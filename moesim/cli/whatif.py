@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, table
+from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, refuse_overwriting, table
 from moesim.cli.progress import progress
 from moesim.cli.run import ScenarioArgument, SeedOption, SetOption, overrides
 from moesim.errors import InputError, Problem
@@ -45,8 +45,7 @@ def command(
     axes = [parse_axis(text) for text in varied or []]
     if not axes and not against:
         raise InputError([Problem("--vary", "nothing to compare; accepted: --vary or --against")])
-    if out is not None and not force and (out / DOCUMENT).exists():
-        raise InputError([Problem("--out", f"{out} holds a what-if; accepted: a new folder, or --force")])
+    refuse_overwriting(out, DOCUMENT, force=force)
     total = 1 + (prod(map(len, axes)) if axes else 0) + len(against or [])
     with progress("runs", total) as tick:
         baseline, points = vary(scenario, axes, overrides(sets, seed), against=against or [], tick=tick)

@@ -9,7 +9,7 @@ from moesim.report.link_figures import crowd, links
 from moesim.report.offload_figures import cache_curve, lanes
 from moesim.report.pipeline_figure import pipeline
 from moesim.report.serving_figures import batches, latency_curves, service_over_time
-from moesim.report.style import Document, Draw, save_png
+from moesim.report.style import Document, Draw, save_pngs
 from moesim.report.time_figures import breakdown, memory, sensitivity, timeline
 
 FIGURES: dict[str, Draw] = {
@@ -35,9 +35,4 @@ FIGURES: dict[str, Draw] = {
 
 def write_figures(document: Document, folder: Path) -> list[Path]:
     """PNG file of every figure the document has data for."""
-    written = []
-    for name, draw in FIGURES.items():
-        figure = draw(document)
-        if figure is not None:
-            written.append(save_png(figure, folder / f"{name}.png"))
-    return written
+    return save_pngs({name: draw(document) for name, draw in FIGURES.items()}, folder)

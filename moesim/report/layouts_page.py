@@ -13,7 +13,7 @@ from moesim.report.style import (
     Document,
     byte_ticks,
     new_figure,
-    save_png,
+    save_pngs,
     themed,
     time_axis,
     title,
@@ -143,8 +143,7 @@ def write_layouts_page(document: Document, path: Path) -> Path:
 
 def write_layouts_figures(document: Document, folder: Path) -> list[Path]:
     """PNG file of every picture."""
-    drawn = {name: draw(document) for name, draw in PICTURES.items()}
-    return [save_png(figure, folder / f"{name}.png") for name, figure in drawn.items() if figure is not None]
+    return save_pngs({name: draw(document) for name, draw in PICTURES.items()}, folder)
 
 
 def _sets(row: Mapping[str, Any]) -> list[str]:

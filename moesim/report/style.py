@@ -212,6 +212,11 @@ def svg_text(figure: Figure, name: str) -> str:
     return f'<svg role="img" aria-label="{escape(figure.get_suptitle())}" {box}>{body}'
 
 
+def save_pngs(drawn: Mapping[str, Figure | None], folder: Path) -> list[Path]:
+    """PNG file of every figure that there is."""
+    return [save_png(figure, folder / f"{name}.png") for name, figure in drawn.items() if figure is not None]
+
+
 def save_png(figure: Figure, path: Path) -> Path:
     """Figure as a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()

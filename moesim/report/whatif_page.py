@@ -18,7 +18,7 @@ from moesim.report.style import (
     colour_of,
     legend,
     new_figure,
-    save_png,
+    save_pngs,
     short,
     themed,
     time_axis,
@@ -157,8 +157,7 @@ def write_whatif_page(document: Document, path: Path) -> Path:
 
 def write_whatif_figures(document: Document, folder: Path) -> list[Path]:
     """PNG file of every picture."""
-    drawn = {name: draw(document) for name, draw in PICTURES.items()}
-    return [save_png(figure, folder / f"{name}.png") for name, figure in drawn.items() if figure is not None]
+    return save_pngs({name: draw(document) for name, draw in PICTURES.items()}, folder)
 
 
 def _row(document: Document, row: Mapping[str, Any]) -> list[str]:

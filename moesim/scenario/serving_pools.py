@@ -142,11 +142,7 @@ def _plan(scenario: Scenario, own: dict[str, Any] | None, field: str) -> Plan:
 def _profile(scenario: Scenario, warnings: list[str]) -> Profile:
     section = scenario.engine
     profile = load_profile(section.name, section.version or NEWEST, where="engine")
-    if not profile.is_exact:
-        asked = f"version {section.version!r}" if section.version else "newest version, as none is named,"
-        warnings.append(
-            f"{asked} of {profile.engine}: the family from {profile.family} answers, bands widened"
-        )
+    warnings += [profile.stand_in] if profile.stand_in else []
     changes: dict[str, object] = {}
     for name in REPLACED:
         value = getattr(section, name)

@@ -139,11 +139,7 @@ def _label(command: Command, model: ModelSpec, spelled: str, warnings: list[str]
 
 def _profile(command: Command, model: ModelSpec, version: str, warnings: list[str]) -> Profile:
     profile = load_profile(command.engine, version or NEWEST, where="--from")
-    if not profile.is_exact:
-        asked = f"version {version!r}" if version else "newest version, as none is named,"
-        warnings.append(
-            f"{asked} of {profile.engine}: profile of the family from {profile.family}, bands widened"
-        )
+    warnings += [profile.stand_in] if profile.stand_in else []
     changes: dict[str, object] = {}
     for name in ("memory_fraction", "chunked_prefill", "async_scheduling", "block_tokens"):
         value = getattr(command, name)

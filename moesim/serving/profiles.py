@@ -206,6 +206,15 @@ class Profile(_Strict):
     first_token_sigma: float = Field(0.4, ge=0)
 
     @property
+    def stand_in(self) -> str:
+        """That the profile stands in for a release that is not described, in words; empty for one that is."""
+        if self.is_exact:
+            return ""
+        unnamed = {NEWEST: "newest version, as none is named,", "": "unknown version"}
+        asked = unnamed.get(self.version, f"version {self.version}")
+        return f"{asked} of {self.engine}: profile of the family from {self.family}, bands widened"
+
+    @property
     def step_sigma(self) -> float:
         """Spread of a step: of the family, wider where only a neighbour of the version is known. [-]"""
         return self.sigma if self.is_exact else (self.sigma**2 + UNKNOWN_VERSION_SIGMA**2) ** 0.5

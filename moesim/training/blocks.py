@@ -82,8 +82,8 @@ def forward_blocks(items: Iterable[Item]) -> list[Block]:
             blocks.append(Block((), num_launches(item.forward), layer=item.forward))
             work, launches = [], 0.0
         else:
-            work += merged((w.label, w.passes.forward) for w in item.work)
-            launches += launched(item)
+            work += _merged((w.label, w.passes.forward) for w in item.work)
+            launches += _launched(item)
     return [*blocks, Block(tuple(work), launches)] if work or launches else blocks
 
 
@@ -105,11 +105,11 @@ def backward_blocks(items: Sequence[Item], kind: Pass, reruns: Reruns, host: Lau
                 if not replays:
                     again, more = _rerun(item, reruns, host)
                     work, launches = work + again, launches + more
-                work += merged((w.label, w.passes.input_gradient) for w in item.work)
+                work += _merged((w.label, w.passes.input_gradient) for w in item.work)
             if with_weight:
-                pending += merged((w.label, w.passes.weight_gradient) for w in item.work)
+                pending += _merged((w.label, w.passes.weight_gradient) for w in item.work)
             share = 0.5 if kind in (Pass.INPUT_GRADIENT, Pass.WEIGHT_GRADIENT) else 1.0
-            launches += launched(item) * host.backward_ratio * share
+            launches += _launched(item) * host.backward_ratio * share
         elif isinstance(item, Overlapped):
             if not with_input:
                 pending += item.weight_gradient
@@ -181,7 +181,7 @@ def _rerun(piece: Piece, reruns: Reruns, host: LaunchCost) -> tuple[list[Part], 
     return parts, launches + len(regions) * host.checkpoint_launches
 
 
-def merged(named: Iterable[tuple[str, Estimate | None]]) -> list[Part]:
+def _merged(named: Iterable[tuple[str, Estimate | None]]) -> list[Part]:
     """Parts summed by what they are called and what their errors depend on."""
     sums: dict[tuple[str, str, float, str], Estimate] = {}
     for label, estimate in named:
@@ -193,6 +193,6 @@ def merged(named: Iterable[tuple[str, Estimate | None]]) -> list[Part]:
     return [Part(key[0], "compute", estimate) for key, estimate in sums.items()]
 
 
-def launched(piece: Piece) -> float:
+def _launched(piece: Piece) -> float:
     """Kernels that the host launches; a captured piece is one."""
     return 1.0 if piece.captured else sum(work.launches for work in piece.work) + piece.extra_launches

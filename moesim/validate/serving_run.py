@@ -24,7 +24,7 @@ from moesim.serving.step_times import StepShape
 from moesim.validate.serving_overheads import Overheads, Sample
 from moesim.validate.serving_play import Played, play
 from moesim.validate.serving_points import Point
-from moesim.validate.serving_service import Service, Services
+from moesim.validate.serving_service import Services
 from moesim.validate.serving_summary import Predicted, Row
 
 Progress = Callable[[int, int], None]
@@ -123,14 +123,14 @@ def outcome_of(point: Point, services: Services) -> Outcome:
         return Outcome(reason=" ".join(str(error).split()))
     tpot_sigma = step_sigma(service.decode, played)
     first = service.prefill.profile.first_token_sigma
-    warnings = () if service.decode.profile.is_exact else (_nearest(service),)
+    told = service.decode.profile.stand_in
     ttft_sigma = float(np.hypot(first, tpot_sigma))
     return Outcome(
         played.ttft_s,
         played.tpot_s,
         ttft_sigma,
         tpot_sigma,
-        warnings=warnings,
+        warnings=(told,) if told else (),
         gain=service.decode.tokens_per_step,
         decodes=played.decodes,
         family=service.decode.profile.family,
@@ -152,12 +152,6 @@ def step_sigma(deployment: Deployment, played: Played) -> float:
         total += float(term.seconds[0])
     parts = sum(value**2 for value in spread.values()) ** 0.5 / total
     return float(np.hypot(parts, deployment.profile.step_sigma))
-
-
-def _nearest(service: Service) -> str:
-    profile = service.decode.profile
-    asked = f"version {profile.version}" if profile.version else "unknown version"
-    return f"{asked} of {profile.engine}: profile of the family from {profile.family}, band widened"
 
 
 def key_of(point: Point) -> str:

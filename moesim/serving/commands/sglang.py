@@ -98,7 +98,8 @@ class SglangLaunch:
         kv = values.get("kv", "auto")
         if kv not in KV_LABELS:
             raise InputError.at("--kv-cache-dtype", kv, ", ".join(KV_LABELS))
-        every = values.get("rebalance_every", 1000)
+        rebalance_every = values.get("rebalance_every", 1000) if values.get("eplb") else None
+        look_every = values.get("look_every", 1)
         block, total, chunk = values.get("block_tokens", 1), values.get("total_tokens"), values.get("chunk")
         return Command(
             engine="sglang",
@@ -109,12 +110,12 @@ class SglangLaunch:
             ep=values.get("ep", size if values.get("ep_moe") or values.get("all_to_all") else 1),
             kv=KV_LABELS[kv],
             redundant_experts=values.get("redundant_experts", 0),
-            rebalance_every=every if values.get("eplb") else None,
-            rebalance_window=every if values.get("eplb") else None,
+            rebalance_every=rebalance_every,
+            rebalance_window=rebalance_every,
             max_num_batched_tokens=chunk if chunk and chunk > 0 else None,
             chunked_prefill=None if chunk is None else chunk > 0,
             num_blocks=total // block if total else None,
-            hold=Hold(every) if (every := values.get("look_every", 1)) > 1 else None,
+            hold=Hold(look_every) if look_every > 1 else None,
             without_effect=tuple(parsed.without_effect),
             unknown=tuple(unknown),
             **{name: values[name] for name in SETTINGS if name in values},
