@@ -135,8 +135,9 @@ class Deployment:
     @property
     def overlaps(self) -> bool:
         """Whether iterations of enough tokens are cut into parts that overlap."""
-        exchanges = self.plan.attention_dp > 1 and self.model.num_experts > 0
-        return exchanges and self.overlap is not None and self.overlap.num_batches > 1
+        if self.overlap is None or self.overlap.num_batches == 1:
+            return False  # asked of every iteration, and experts are counted layer by layer
+        return self.plan.attention_dp > 1 and self.model.num_experts > 0
 
     def step_times(
         self, tier: Literal["exact", "table"] = "table", spread: Spread | None = None
@@ -253,11 +254,11 @@ class DeploymentTimes:
         Ranks work side by side and meet at the experts, so the slowest counts. Where no captured graph
         covers an iteration, it takes no less than launching it.
         """
-        head = self.parts.head(shapes.num_decodes + shapes.num_prefills)
-        own = self._own_s(shapes, self.parts.tokens(self._padded(shapes))) + self._attention_s(shapes) + head
+        padded, head = self._padded(shapes), self.parts.head(shapes.num_decodes + shapes.num_prefills)
+        own = self._own_s(shapes, self.parts.tokens(padded)) + self._attention_s(shapes) + head
         device = beside = self._slowest(own)
         if self.deployment.model.num_experts:
-            device = device + self.parts.stage(self._padded(shapes).sum(axis=1))
+            device = device + self.parts.stage(padded.sum(axis=1))
         if self.deployment.overlaps:
             woven = self._woven_s(shapes) + self._slowest(head)
             device = np.where(self._is_cut(shapes), woven, device)
