@@ -12,16 +12,14 @@ import json
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
-REPEATS = 300
 RUNS = 12
-LOADS_TOGETHER = 16
 
 
 class Experts:
@@ -161,8 +159,8 @@ class Model:
         silu = self.torch.nn.functional.silu
         return (silu(h @ weights[0].T) * (h @ weights[1].T)) @ weights[2].T
 
-    def token(self, token: int, route: list[list[int]] | None, done: Any = None) -> int:
-        """Next token; the experts used are added to ``route``, ``done`` is called after every layer."""
+    def token(self, token: int, route: list[list[int]] | None) -> int:
+        """Next token; the experts used are added to ``route``."""
         x = self.w["model.embed_tokens.weight"][token].view(1, -1)
         for layer in range(self.config["num_hidden_layers"]):
             x = self.mixer(x, layer)
@@ -171,8 +169,6 @@ class Model:
                 x = x + share * self.expert(h, self.experts.get(layer, expert, set(chosen)))
             if route is not None:
                 route.append(chosen)
-            if done is not None:
-                done()
         return self.head(x)
 
     def head(self, x: Any) -> int:
@@ -181,73 +177,75 @@ class Model:
         return int(logits.argmax())
 
 
-def timed_s(action: Any, wait: Any, repeats: int) -> list[float]:
-    """Times of an action, each finished on the device."""
-    times = []
-    for _ in range(repeats):
+def decoded(model: Model, tokens: int, wait: Any) -> tuple[list[float], list[list[int]]]:
+    """Time of every token, and the experts used in every layer of every token."""
+    times: list[float] = []
+    route: list[list[int]] = []
+    token = 1
+    for _ in range(tokens):
         wait()
         begin = perf_counter()
-        action()
+        token = (7 * model.token(token, route) + 1) % model.config["vocab_size"]
         wait()
         times.append(perf_counter() - begin)
-    return times
+    return times, route
 
 
-def quiet(times: Sequence[float]) -> float:
-    """Lower quartile: other programs only ever add."""
-    return sorted(times)[len(times) // 4]
+class Parts:
+    """Times of the parts of a token, taken in the order in which a token needs them.
 
+    A load after a pause, or a product after a load, costs more than many of the same in a row.
+    """
 
-def decoded(model: Model, tokens: int, wait: Any) -> tuple[list[float], list[list[int]], Model]:
-    """Times between the ends of layers (and heads), experts used, and the model afterwards."""
-    marks: list[float] = []
-    route: list[list[int]] = []
+    def __init__(self, model: Model, context: int, wait: Any) -> None:
+        import torch
 
-    def done() -> None:
-        wait()
-        marks.append(perf_counter())
+        self.model, self.wait = model, wait
+        self.times: dict[str, list[float]] = {
+            name: [] for name in ("before_s", "expert_s", "load_s", "head_s")
+        }
+        layers, experts = model.config["num_hidden_layers"], model.config["num_experts"]
+        for step in range(context):
+            model.token(step % 64, None)
+        self.x = torch.randn(1, model.config["hidden_size"], device=model.device)
+        self.held = [[model.experts.load(layer, e) for e in range(0, experts, 4)] for layer in range(layers)]
+        # a cycle longer than the cache: no load of it is ever a hit
+        self.turns = [cycle(torch.randperm(experts).tolist()) for _ in range(layers)]
+        for layer, turn in enumerate(self.turns):  # what earlier readers left in the page cache is dropped
+            for expert in islice(turn, experts):
+                model.experts.load(layer, expert)
 
-    token = 1
-    done()
-    for _ in range(tokens):
-        token = (7 * model.token(token, route, done) + 1) % model.config["vocab_size"]
-        done()
-    return [b - a for a, b in zip(marks, marks[1:], strict=False)], route, model
+    def timed(self, name: str, action: Any) -> Any:
+        """Result of an action that is finished on the device; its time is kept."""
+        self.wait()
+        begin = perf_counter()
+        result = action()
+        self.wait()
+        self.times[name].append(perf_counter() - begin)
+        return result
 
+    def token(self) -> None:
+        """A token of which every other expert is loaded and the rest are at hand."""
+        model, x = self.model, self.x
+        for layer, (held, turn) in enumerate(zip(self.held, self.turns, strict=True)):
+            self.timed("before_s", partial(self.before, layer))
+            for place in range(model.config["num_experts_per_tok"]):
+                weights = held[place % len(held)]
+                if place % 2:
+                    expert = next(turn)
+                    weights = self.timed("load_s", partial(model.experts.get, layer, expert, {expert}))
+                self.timed("expert_s", lambda weights=weights: x + 0.5 * model.expert(x, weights))
+        self.timed("head_s", partial(model.head, x))
 
-def parts_of(probe: Model, tokens: int) -> dict[str, tuple[Any, int, int]]:
-    """Actions of a run, how often each is timed, and how many of it together."""
-    import torch
+    def before(self, layer: int) -> None:
+        """Attention and gate; the length of the context stays."""
+        model = self.model
+        model.gate(model.mixer(self.x, layer), layer)
+        model.keys[layer], model.values[layer] = (t[:, :-1] for t in (model.keys[layer], model.values[layer]))
 
-    layers, experts = probe.config["num_hidden_layers"], probe.config["num_experts"]
-    for step in range(tokens // 2):  # the cache of keys and values of half the run
-        probe.token(step % 64, None)
-    x = torch.randn(1, probe.config["hidden_size"], device=probe.device)
-    held = [probe.experts.load(layer, expert) for layer in range(layers) for expert in range(0, experts, 4)]
-    order = torch.randperm(layers * experts).tolist()
-    # the parts meet other weights every time, as in a run
-    turn, layer_of, weights_of = cycle(order), cycle(range(layers)), cycle(held)
-
-    for number in order:  # whatever earlier readers left in the page cache is dropped
-        probe.experts.load(number // experts, number % experts)
-
-    def load() -> None:
-        # several at a time: reads of a disk differ, and a token waits for their sum; through the cache, which
-        # looks up, evicts and frees as in a run, and which this order never hits
-        for number in islice(turn, LOADS_TOGETHER):
-            probe.experts.get(number // experts, number % experts, {number % experts})
-
-    def before() -> None:
-        layer = next(layer_of)
-        probe.gate(probe.mixer(x, layer), layer)
-        probe.keys[layer], probe.values[layer] = (t[:, :-1] for t in (probe.keys[layer], probe.values[layer]))
-
-    return {
-        "before_s": (before, REPEATS, 1),
-        "expert_s": (lambda: x + 0.5 * probe.expert(x, next(weights_of)), REPEATS, 1),
-        "load_s": (load, 4 * RUNS, LOADS_TOGETHER),
-        "head_s": (lambda: probe.head(x), REPEATS, 1),
-    }
+    def means(self) -> dict[str, float]:
+        """Mean seconds by part: means add up, as quantiles would not."""
+        return {name: sum(times) / len(times) for name, times in self.times.items()}
 
 
 def measure(folder: Path, *, device: str, tier: str, slots: int, tokens: int) -> dict[str, Any]:
@@ -258,22 +256,17 @@ def measure(folder: Path, *, device: str, tier: str, slots: int, tokens: int) ->
     # small products: a second thread costs more than it brings, and waits for other programs
     torch.set_num_threads(1)
     wait = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
-    probe = Model(folder, device, tier, slots)
-    actions, layers = parts_of(probe, tokens), probe.config["num_hidden_layers"]
+    parts = Parts(Model(folder, device, tier, slots), tokens // 2, wait)
     skip = max(1, tokens // 8)
+    token_times: list[float] = []
     # parts and runs in turn: how busy other programs keep the machine changes within minutes
-    times: dict[str, list[float]] = {name: [] for name in actions}
-    runs = []
     for _ in range(RUNS):
-        for name, (action, repeats, _) in actions.items():
-            times[name] += timed_s(action, wait, repeats // RUNS)
-        runs.append(decoded(Model(folder, device, tier, slots), tokens, wait))
-    parts = {name: quiet(times[name]) / together for name, (_, _, together) in actions.items()}
-    route, model = runs[0][1], runs[0][2]
-    # other programs take the processor away now and then: each layer of each token counts by its quiet runs
-    pieces = [quiet(times) for times in zip(*(run[0] for run in runs), strict=True)]
-    per_token = layers + 1
-    token_s = sum(pieces[skip * per_token :]) / (tokens - skip)
+        for _ in range(tokens):
+            parts.token()
+        model = Model(folder, device, tier, slots)
+        times, route = decoded(model, tokens, wait)
+        token_times += times[skip:]
+    layers = model.config["num_hidden_layers"]
     return {
         "device": device if device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
@@ -281,8 +274,8 @@ def measure(folder: Path, *, device: str, tier: str, slots: int, tokens: int) ->
         "model": folder.parent.name,
         "tokens": tokens,
         "skipped_tokens": skip,
-        "parts": parts,
-        "token_s": token_s,
+        "parts": parts.means(),
+        "token_s": sum(token_times) / len(token_times),
         "expert_ids": [route[t * layers : (t + 1) * layers] for t in range(tokens)],
     } | model.experts.counts()
 
