@@ -23,8 +23,7 @@ PROJECTIONS, SCORE_PRODUCTS = 4, 2
 Data = Mapping[str, Any]
 
 _NOTES = {
-    "experts": "the paper's line means 44 (A) and 23 TFLOP/s (B), above the peaks of fp32 on these devices; its rows"
-    " mean 28 and 15 (16 for GPT2-XL on A)",
+    "experts": "its line means 44 (A) and 23 TFLOP/s (B), more than fp32 units have; its rows 28 and 15",
     "all_gather": "expert shards and the layer's tensor parallelism (figure 2)",
     "reduce_scatter": "expert shards and the layer's tensor parallelism (figure 2)",
     "all_reduce": "gradients of attention alone",
