@@ -97,24 +97,25 @@ def _hybrimoe(data: Data, seed: int) -> list[Claim]:
 def _hybrimoe_ways(layers: int, experts: int, cached: float) -> dict[str, Offload]:
     """As its rules and code have it: kTransformers keeps whole first layers on the device.
 
-    The variants hold as many experts of every layer, at first by number, and a buffer of one layer.
+    Scheduling and prefetch alone leave that placement as it is, and a fetched expert only in a buffer of
+    one layer; caching holds as many experts of every layer instead, at first by number.
     """
     whole = np.where(np.arange(layers) < round(cached * layers), experts, 0)
     even = np.full(layers, round(cached * experts), np.int64)
-    full = {
-        "scheduling": offload_of(even, cache="random_static", executor="list_schedule"),
-        "prefetch": offload_of(even, cache="lru", executor="cpu", prefetch="impact"),
+    ahead = {"accuracy": (0.9, 0.84, 0.8)}
+    placed = {
+        "baseline": offload_of(whole, cache="frequency_static", executor="cpu"),
+        "scheduling": offload_of(whole, cache="frequency_static", executor="list_schedule"),
+        "prefetch": offload_of(whole, cache="frequency_static", executor="cpu", prefetch="impact"),
+    }
+    cached_ways = {
         "cache": offload_of(even, cache="mrs", executor="cpu", prefetch="fill"),
         "all": offload_of(
-            even,
-            cache="mrs",
-            executor="list_schedule",
-            prefetch="fill",
-            prefetch_params={"accuracy": (0.9, 0.84, 0.8)},
+            even, cache="mrs", executor="list_schedule", prefetch="fill", prefetch_params=ahead
         ),
     }
-    variants = {name: replace(way, filled=True, buffer=experts) for name, way in full.items()}
-    return {"baseline": offload_of(whole, cache="frequency_static", executor="cpu"), **variants}
+    ways = placed | {name: replace(way, filled=True) for name, way in cached_ways.items()}
+    return {name: replace(way, buffer=experts) for name, way in ways.items()}
 
 
 def _paced(costs: Costs, demand: Demand, baseline: Any, target_s: float, seed: int) -> Costs:
