@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from moesim.engine.program import Instruction, Part
 from moesim.evidence import Estimate, Grade
+from moesim.kernels.cost import FAMILY
+from moesim.model.ops import MemoryBound
+from moesim.network.crowding import PortUse
 from moesim.training.items import Item, Link, Overlapped, Piece
 from moesim.training.overlapped import num_launches
 from moesim.training.schedules.base import Pass
@@ -55,8 +60,8 @@ class Block:
     beside : tuple of Part
     host_waits : bool
         Before what follows the host must read what the work has counted.
-    layer : tuple of Instruction
-        Instructions of an overlapped expert layer instead of an exchange.
+    layer, overlapped : tuple of Instruction, Overlapped or None
+        Instructions of an overlapped expert layer instead of an exchange, and what they are of.
     """
 
     work: tuple[Part, ...]
@@ -66,6 +71,13 @@ class Block:
     beside: tuple[Part, ...] = ()
     host_waits: bool = False
     layer: tuple[Instruction, ...] = ()
+    overlapped: Overlapped | None = None
+
+    @property
+    def use(self) -> PortUse:
+        """Of a rank's ports by its exchanges."""
+        moving = self.link or self.overlapped
+        return moving.use if moving is not None else PortUse()
 
 
 def forward_blocks(items: Iterable[Item]) -> list[Block]:
@@ -79,7 +91,7 @@ def forward_blocks(items: Iterable[Item]) -> list[Block]:
             work, launches = [], 0.0
         elif isinstance(item, Overlapped):
             blocks.append(Block(tuple(work), launches, host_waits=item.host_waits))
-            blocks.append(Block((), num_launches(item.forward), layer=item.forward))
+            blocks.append(Block((), num_launches(item.forward), layer=item.forward, overlapped=item))
             work, launches = [], 0.0
         else:
             work += _merged((w.label, w.passes.forward) for w in item.work)
@@ -119,7 +131,7 @@ def backward_blocks(items: Sequence[Item], kind: Pass, reruns: Reruns, host: Lau
                 launches += 1 + host.checkpoint_launches
             layer = item.backward if with_weight else item.input_gradient
             launches += num_launches(layer) * host.backward_ratio
-            blocks.append(Block((*work, *pending), launches, layer=layer))
+            blocks.append(Block((*work, *pending), launches, layer=layer, overlapped=item))
             work, pending, launches = [], [], 0.0
         elif with_input:
             beside = tuple(pending) if item.hides_weight_gradient else ()
@@ -196,3 +208,12 @@ def _merged(named: Iterable[tuple[str, Estimate | None]]) -> list[Part]:
 def _launched(piece: Piece) -> float:
     """Kernels that the host launches; a captured piece is one."""
     return 1.0 if piece.captured else sum(work.launches for work in piece.work) + piece.extra_launches
+
+
+def memory_share(blocks: Sequence[Block]) -> float:
+    """Share of the blocks' work, by time, that reads and writes more than it computes. [-]"""
+    seconds = {True: 0.0, False: 0.0}
+    for part in (part for block in blocks for part in (*block.work, *block.beside)):
+        estimate = part.estimate
+        seconds[estimate.family == FAMILY[MemoryBound]] += float(np.mean(estimate.seconds))
+    return seconds[True] / (sum(seconds.values()) or 1.0)

@@ -14,12 +14,11 @@ from moesim.engine.critical_path import critical_path
 from moesim.engine.durations import durations_ps, to_seconds
 from moesim.engine.program import Instruction, Meet, Part, Program, Run, Wait
 from moesim.evidence import Estimate
-from moesim.kernels.cost import FAMILY
 from moesim.metrics.breakdown import Share, path_breakdown
-from moesim.model.ops import MemoryBound
 from moesim.network.exchanges.base import exchange_sms
 from moesim.steps.block import COMM, COMPUTE
-from moesim.training.blocks import Block, LaunchCost, backward_blocks, forward_blocks, phases
+from moesim.training.blocks import Block, LaunchCost, backward_blocks, forward_blocks, memory_share, phases
+from moesim.training.crowd import Crowd
 from moesim.training.items import Item
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import Pass
@@ -63,14 +62,18 @@ class ChunkTimes:
             segments += [work.mtp()] if mtp else []
         return segments
 
-    def program(self, segments: Segments, kind: Pass, other: Segments = ()) -> Program:
+    def program(
+        self, segments: Segments, kind: Pass, other: Segments = (), crowd: Crowd | None = None
+    ) -> Program:
         """Program of one pass; a pair has ``segments`` forward beside ``other`` backward."""
+        forward, backward = self._blocks(segments, kind, other)
+        if crowd is not None:
+            forward, backward = crowd.beside(forward), crowd.beside(backward)
         if kind is Pass.PAIR:
-            instructions = self._woven(self._forward(segments), self._backward(other, Pass.BACKWARD))
+            instructions = self._woven(forward, backward)
             return Program(self.num_ranks, STREAMS, tuple(instructions))
-        forward = kind is Pass.FORWARD
         instructions = []
-        for block in self._forward(segments) if forward else self._backward(segments, kind):
+        for block in (*forward, *backward):
             instructions += self._work(block)
             if block.link is not None:
                 instructions += self._moved(block)
@@ -80,8 +83,19 @@ class ChunkTimes:
             instructions += block.layer
         return Program(self.num_ranks, STREAMS, tuple(instructions))
 
-    def _forward(self, segments: Segments) -> list[Block]:
-        return forward_blocks(item for segment in segments for item in segment)
+    def lost_s(self, segments: Segments, kind: Pass, other: Segments, crowd: Crowd) -> float:
+        """Time that a crowd loses to the exchanges of a pass. [s]"""
+        forward, backward = self._blocks(segments, kind, other)
+        return crowd.lost_s([*forward, *backward])
+
+    def _blocks(self, segments: Segments, kind: Pass, other: Segments) -> tuple[list[Block], list[Block]]:
+        """Blocks of a pass, forward and backward; only a pair has both."""
+        items = (item for segment in segments for item in segment)
+        if kind is Pass.FORWARD:
+            return forward_blocks(items), []
+        if kind is Pass.PAIR:
+            return forward_blocks(items), self._backward(other, Pass.BACKWARD)
+        return [], self._backward(segments, kind)
 
     def _backward(self, segments: Segments, kind: Pass) -> list[Block]:
         """Blocks up the segments; what a layer runs again depends on its place among the chunk's layers."""
@@ -182,12 +196,3 @@ class ChunkTimes:
     def _joined(self, block: Block) -> list[Instruction]:
         assert block.link is not None
         return [Wait(COMPUTE, on=COMM if block.link.everybody else NEAR)]
-
-
-def memory_share(blocks: Sequence[Block]) -> float:
-    """Share of the blocks' work, by time, that reads and writes more than it computes. [-]"""
-    seconds = {True: 0.0, False: 0.0}
-    for part in (part for block in blocks for part in (*block.work, *block.beside)):
-        estimate = part.estimate
-        seconds[estimate.family == FAMILY[MemoryBound]] += float(np.mean(estimate.seconds))
-    return seconds[True] / (sum(seconds.values()) or 1.0)

@@ -16,6 +16,7 @@ import numpy as np
 from moesim.engine.program import Instruction, Part
 from moesim.evidence import Estimate, Seconds
 from moesim.model.ops import AttentionPrefill, Op
+from moesim.network.crowding import PortUse
 from moesim.network.traffic import Deduplication
 from moesim.training.backward import Passes, TrainCost
 from moesim.training.overlaps.base import TripleOverlap
@@ -76,6 +77,8 @@ class Link:
         In the forward pass, the host must read counts before it can launch the exchange and what follows.
     memory_s : float or ndarray
         Time that main memory needs for what the exchange reads and writes. [s]
+    use : PortUse
+        Of a rank's ports while it lasts.
     """
 
     forward: Part
@@ -85,6 +88,7 @@ class Link:
     hides_weight_gradient: bool
     host_waits: bool = False
     memory_s: Seconds = 0.0
+    use: PortUse = PortUse()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,8 @@ class Overlapped:
         Of the slowest rank: a weight for layouts. [s]
     host_waits : bool
         The host must read counts before it launches this.
+    use : PortUse
+        Of a rank's ports by its exchanges while they last.
     """
 
     forward: tuple[Instruction, ...]
@@ -112,6 +118,7 @@ class Overlapped:
     activation: Estimate | None
     forward_s: float
     host_waits: bool
+    use: PortUse = PortUse()
 
 
 Item: TypeAlias = Piece | Link | Overlapped

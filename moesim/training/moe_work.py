@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from moesim.model.layer_ops import (
 from moesim.model.ops import MemoryBound, Op
 from moesim.model.spec import MoeSpec
 from moesim.network.collectives.group import all_gather, reduce_scatter
+from moesim.network.crowding import PortUse, ring_use
 from moesim.network.exchanges.base import Load, Phase, exchange
 from moesim.network.traffic import PortTokens
 from moesim.training.backward import Passes
@@ -65,7 +67,9 @@ class MoeWork:
         inner = (op.num_up_matrices + 1) * op.width * bytes_per_element(work.dtypes.activations)
         self.activation = work.cost.op(MemoryBound("expert_activation", self.load.load.rows * inner))
         if plan.ep > 1:
-            self.dispatch, self.combine = self._exchanged("dispatch"), self._exchanged("combine")
+            loads = [self._load("dispatch"), self._load("combine")]
+            self.dispatch, self.combine = (exchange(load, fabric)[1] for load in loads)
+            self.use = self._use_of(loads)
         self._around = self._pieces()
         self._known: dict[bytes, list[Item]] = {}
         self._parts: dict[float, MoeWork] = {1.0: self}
@@ -104,6 +108,7 @@ class MoeWork:
             hides_weight_gradient=options.delayed_weight_gradient,
             host_waits=waits,
             memory_s=self._memory_s(row),
+            use=self.use,
         )
         combine = replace(
             dispatch, forward=back, backward=there, hides_weight_gradient=False, host_waits=False
@@ -172,9 +177,9 @@ class MoeWork:
             "reduce_scatter",
             reduce_scatter(payload_bytes, ranks, outer.fabric),
         )
-        before = Link(gather, scatter, "dispatch", everybody=False, hides_weight_gradient=False)
-        after = Link(scatter, gather, "dispatch", everybody=False, hides_weight_gradient=False)
-        return [before, experts, after]
+        use = ring_use(payload_bytes, ranks, gather.estimate.seconds, outer.fabric)
+        before = Link(gather, scatter, "dispatch", everybody=False, hides_weight_gradient=False, use=use)
+        return [before, experts, replace(before, forward=scatter, backward=gather)]
 
     def _pieces(self) -> tuple[Piece, Piece]:
         """What comes before dispatch and after combine, equal in all layers."""
@@ -207,14 +212,14 @@ class MoeWork:
         copied = MemoryBound("exchange", tokens[:, row].ravel() * outer.token_bytes)
         return np.asarray(outer.cost.kernels.op(copied).seconds)
 
-    def _exchanged(self, phase: Phase) -> Estimate:
-        """Seconds of one phase, ``(draw, layer)``."""
+    def _load(self, phase: Phase) -> Load:
+        """What one phase moves, ``(draw, layer)``."""
         outer = self.outer
         there = phase == "dispatch"
         dtype = outer.options.dispatch_dtype if there else outer.dtypes.activations
         payload_ratio = outer.fabric.communication.payload_ratio
         ports = self.load.ports.scaled(1.0 / outer.plan.etp)
-        load = Load(
+        return Load(
             phase=phase,
             ports=ports if there else ports.transposed(),
             row_bytes=outer.model.hidden_size * bytes_per_element(dtype) * payload_ratio,
@@ -223,7 +228,16 @@ class MoeWork:
             num_experts=self.moe.num_experts,
             deduplicate=outer.options.deduplicate,
         )
-        return exchange(load, outer.fabric)[1]
+
+    def _use_of(self, loads: Sequence[Load]) -> PortUse:
+        """Of the busiest rank's ports, mean over both phases and all layers."""
+        fabric = self.outer.fabric
+        up, out = (
+            sum(float(np.mean(of(load, fabric))) for load in loads)
+            for of in (Load.scale_up_bytes, Load.nic_bytes)
+        )
+        seconds = sum(float(np.mean(phase.seconds)) for phase in (self.dispatch, self.combine))
+        return PortUse.of(up, out, seconds, fabric)
 
 
 def _row_of(passes: Passes, row: int) -> Passes:

@@ -46,6 +46,7 @@ class Layer:
             activation=whole.activation,
             forward_s=float(run_s(forward, self._num_ranks).max()),
             host_waits=options.host_reads_counts and options.capacity_factor is None and policy.reads_counts,
+            use=self.moe.use,
         )
 
     @property

@@ -17,6 +17,7 @@ from moesim.metrics.breakdown import Share
 from moesim.model.spec import ModelSpec
 from moesim.training.blocks import LaunchCost
 from moesim.training.chunks import ChunkTimes, Errors, Segments
+from moesim.training.crowd import overlapped_s
 from moesim.training.gradients import StateTimes, state_times
 from moesim.training.layout import Layout, PartParameters, part_parameters
 from moesim.training.pipeline import (
@@ -151,7 +152,7 @@ class TrainStep:
         own = {f for part in parts for kind in self._kinds() for f in self._program(part, kind).families()}
         states = {
             e.family
-            for t in self._state_times()
+            for t in self._states
             for e in (*t.reduce, *t.gather, *t.reduce_each, *t.gather_each, t.update)
         }
         return tuple(sorted(own | states | {self.setup.work.boundary().family}))
@@ -179,7 +180,7 @@ class TrainStep:
     def pass_times(self, errors: Errors | None = None) -> PassTimes:
         """Seconds of every pass, ``(sample, replica, stage, chunk, microbatch)``, and of the states."""
         setup = self.setup
-        states = self._state_times()
+        states = self._states
 
         def summed(of: Callable[[StateTimes], Iterable[Estimate]]) -> NDArray[np.float64]:
             """Seconds of each part, ``(part, sample)``."""
@@ -191,8 +192,7 @@ class TrainStep:
             fetched = gather_each if kind in FORWARDS else gather_each + reduce_each
             if kind is Pass.PAIR:
                 fetched = 2 * gather_each + reduce_each
-            own = self._by_chunk(kind, errors)
-            seconds[kind] = self._scheduled(kind, self._with_states(own, fetched))
+            seconds[kind] = self._scheduled(kind, self._with_states(kind, errors, fetched))
         gather_s, reduce_s = summed(lambda t: t.gather), summed(lambda t: t.reduce)
         update_s = summed(lambda t: (t.update,))
         return PassTimes(
@@ -205,14 +205,24 @@ class TrainStep:
             overlap_reduce=setup.overlap_reduce,
         )
 
-    def _with_states(self, passes: NDArray[np.float64], fetched: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _with_states(
+        self, kind: Pass, errors: Errors | None, fetched: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
         """Passes that gather sharded weights or reduce sharded gradients layer by layer, beside their work.
 
-        ``passes`` is ``(stage, chunk, other chunk, sample, draw)``, ``fetched`` ``(part, sample)``.
+        ``fetched`` is ``(part, sample)``; the answer ``(stage, chunk, other chunk, sample, draw)``.
         """
+        setup, passes = self.setup, self._by_chunk(kind, errors)
         beside = fetched[self.part_of][:, :, np.newaxis, :, np.newaxis]
-        overlaps = self.setup.overlap_gather and self.setup.overlap_reduce
-        return np.maximum(passes, beside) if overlaps else passes + beside
+        if not fetched.any() or not (setup.overlap_gather and setup.overlap_reduce):
+            return passes + beside
+        crowded = self._by_chunk(kind, errors, crowded=True)
+        lost = self._lost(kind)[:, :, :, np.newaxis, np.newaxis]
+        both = overlapped_s(passes, crowded, lost, beside)
+        # of the first layer's weights, and of the last layer's work or gradients, nothing is hidden
+        segments = np.array([len(part) for part in self.parts])[self.part_of]
+        shown = np.minimum(passes, beside) / segments[:, :, np.newaxis, np.newaxis, np.newaxis]
+        return np.asarray(both + shown)
 
     def _kinds(self) -> list[Pass]:
         schedule = self.setup.schedule
@@ -222,21 +232,47 @@ class TrainStep:
         both = [Pass.BACKWARD] if schedule.pairs and schedule.splits_backward else []
         return [Pass.FORWARD, *backward, *both, *([Pass.PAIR] if schedule.pairs else [])]
 
-    def _state_times(self) -> list[StateTimes]:
+    @cached_property
+    def _states(self) -> list[StateTimes]:
         work, states = self.setup.work, self.setup.states
         kernels = work.cost.kernels
-        return [state_times(p, work.plan, states, kernels, work.fabric) for p in self.parameters]
+        return [
+            state_times(p, work.plan, states, kernels, work.fabric, work.num_units) for p in self.parameters
+        ]
 
-    def _program(self, part: int, kind: Pass, other: int | None = None) -> Program:
-        """Program of a pass of a part; parts of equal items share one."""
-        items = self.parts[part]
-        behind = self.parts[other] if other is not None else items if kind is Pass.PAIR else []
-        key = (kind, _identity(items), _identity(behind))
+    def _program(self, part: int, kind: Pass, other: int | None = None, *, crowded: bool = False) -> Program:
+        """Program of a pass of a part, alone or beside its states' collectives; equal ones are shared."""
+        items, behind = self._items(part, kind, other)
+        crowd = self._states[part].crowd if crowded else None
+        key = (kind, _identity(items), _identity(behind), crowd)
         if key not in self._programs:
-            self._programs[key] = self.chunks.program(items, kind, behind)
+            self._programs[key] = self.chunks.program(items, kind, behind, crowd)
         return self._programs[key]
 
-    def _by_chunk(self, kind: Pass, errors: Errors | None) -> NDArray[np.float64]:
+    def _items(self, part: int, kind: Pass, other: int | None) -> tuple[Segments, Segments]:
+        """Items of a pass, and those of the backward pass that a pair has beside it."""
+        items = self.parts[part]
+        return items, self.parts[other] if other is not None else items if kind is Pass.PAIR else []
+
+    def _lost(self, kind: Pass) -> NDArray[np.float64]:
+        """What states' collectives lose to each pass's exchanges, ``(stage, chunk, other chunk)``. [s]"""
+
+        def lost_s(part: int, other: int | None) -> float:
+            crowd = self._states[part].crowd
+            items, behind = self._items(part, kind, other)
+            return 0.0 if crowd is None else self.chunks.lost_s(items, kind, behind, crowd)
+
+        return np.array(
+            [
+                [
+                    [lost_s(part, other) for other in (parts if kind is Pass.PAIR else [None])]
+                    for part in parts
+                ]
+                for parts in self.part_of.tolist()
+            ]
+        )
+
+    def _by_chunk(self, kind: Pass, errors: Errors | None, *, crowded: bool = False) -> NDArray[np.float64]:
         """Seconds of a pass of each chunk of each stage, ``(stage, chunk, other chunk, sample, draw)``.
 
         Only pairs depend on the chunk of the backward pass beside; otherwise that axis has length 1.
@@ -244,7 +280,7 @@ class TrainStep:
         known: dict[tuple[int, bytes], NDArray[np.float64]] = {}
 
         def seconds(stage: int, part: int, other: int | None) -> NDArray[np.float64]:
-            program, speed = self._program(part, kind, other), self._speed_of(stage)
+            program, speed = self._program(part, kind, other, crowded=crowded), self._speed_of(stage)
             key = (id(program), speed.tobytes())
             if key not in known:
                 slow = program if (speed == 1.0).all() else self.chunks.slowed(program, speed)

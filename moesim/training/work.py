@@ -14,6 +14,7 @@ from moesim.model.layer_ops import attention_ops, dense_ffn_ops, embedding_ops, 
 from moesim.model.ops import Gemm, MemoryBound, Op, Segment, Sharding
 from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
 from moesim.network.collectives.group import all_gather, reduce_scatter, send
+from moesim.network.crowding import ring_use
 from moesim.network.fabric import Fabric
 from moesim.parallel.train_plan import TrainPlan
 from moesim.training.backward import TrainCost
@@ -156,7 +157,8 @@ class LayerWork:
         kernel_s = sum(np.asarray(w.passes.forward.seconds) for w in piece.work if w.tag == "core_attention")
         exposed_s = np.maximum(np.asarray(moved.seconds) - kernel_s, 0.0)
         part = Part("context-parallel ring", "all_gather", replace(moved, seconds=float(exposed_s)))
-        return [Link(part, part, "attention", everybody=False, hides_weight_gradient=False)]
+        use = ring_use(payload_bytes, self.plan.cp_ranks(), moved.seconds, self.fabric)
+        return [Link(part, part, "attention", everybody=False, hides_weight_gradient=False, use=use)]
 
     def _ffn_items(self, spec: LayerSpec, index: int) -> list[Item]:
         if isinstance(spec.ffn, DenseFfn):
@@ -202,4 +204,6 @@ class LayerWork:
                 reduce_scatter(payload_bytes, ranks, fabric),
             ),
         }
-        return Link(part_of[there], part_of[back], "sequence", everybody=False, hides_weight_gradient=hides)
+        first = part_of[there]
+        use = ring_use(payload_bytes, ranks, first.estimate.seconds, fabric)
+        return Link(first, part_of[back], "sequence", everybody=False, hides_weight_gradient=hides, use=use)
