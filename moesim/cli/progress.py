@@ -47,6 +47,13 @@ def tallied(what: str) -> Iterator[Callable[[str, int], None]]:
 
 
 @contextmanager
+def naming(what: str) -> Iterator[Callable[[str], None]]:
+    """Name of what is being done on stderr; the yielded function is called with each."""
+    with _spinner(what) as say:
+        yield lambda name: say(f"{what}: {name}")
+
+
+@contextmanager
 def _spinner(text: str) -> Iterator[Callable[[str], None]]:
     """Line that turns on stderr; the yielded function changes its text."""
     if not sys.stderr.isatty():

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moesim.cli.output import JSON_OPTION, emit_json, envelope, note, table
+from moesim.cli.progress import naming
 from moesim.errors import CheckFailed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from moesim.validate.claims import Claim
@@ -30,7 +31,10 @@ Conditions = Annotated[
         "--require", metavar="CONDITION", help="As tpot_median_ape<0.12; exit code 5 if missed. Repeats."
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help="Write the page, the rows and a journal to resume from here.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(help="Write the page and the rows here; of measured runs also a journal to resume from."),
+]
 Jobs = Annotated[int, typer.Option(min=0, help="Processes for measured runs; 0: one a core.")]
 LeaveOneOut = Annotated[
     bool,
@@ -72,32 +76,48 @@ def command(
     if subject == "list":
         table("Sets of published claims", ["set"], [[name] for name in claim_sets()])
         return
-    claims = claims_of(subject, seed=seed, progress=note)
+    with naming(f"validate {subject}") as doing:
+        claims = claims_of(subject, seed=seed, progress=doing)
+    document = envelope("validate", set=subject, rows=plain(claims), summary=summary(claims))
     if json:
-        emit_json(envelope("validate", set=subject, rows=plain(claims), summary=summary(claims)))
+        emit_json(document)
     else:
-        _show(subject, claims)
+        _show(document, claims)
+    if out is not None:
+        _write(document, claims, out)
     missed = [claim.name for claim in claims if not claim.within]
     if require_all and missed:
         message = f"{len(missed)} of {len(claims)} claims of {subject} missed: {'; '.join(missed)}"
         raise CheckFailed(message)
 
 
-def _show(subject: str, claims: Sequence[Claim]) -> None:
-    from moesim.validate.claims import summary  # noqa: PLC0415
-
-    rows = [
-        [claim.name, f"{claim.published:.6g}", f"{claim.simulated:.6g}", claim.unit]
-        + [_distance(claim.error, claim), _distance(claim.tolerance, claim).lstrip("+")]
-        + ["yes" if claim.within else "NO", claim.source, claim.note]
-        for claim in claims
-    ]
+def _show(document: Mapping[str, Any], claims: Sequence[Claim]) -> None:
+    rows = [[*cells[:6], "yes" if claim.within else "NO", *cells[6:]] for claim, cells in _cells(claims)]
     columns = ["claim", "published", "ours", "unit", "error", "tolerance", "within", "source", "note"]
-    table(f"Published claims: {subject}", columns, rows, right=[1, 2, 4, 5])
-    counts = summary(claims)
+    table(f"Published claims: {document['set']}", columns, rows, right=[1, 2, 4, 5])
+    counts = document["summary"]
     if "groups" in counts:
         _show_groups(counts["groups"])
     typer.echo(f"{counts['n_within']} of {counts['n']} within their tolerance")
+
+
+def _write(document: Mapping[str, Any], claims: Sequence[Claim], out: Path) -> None:
+    """Page, picture and rows."""
+    from moesim.cli.validate_serving import DOCUMENT, PAGE  # noqa: PLC0415
+    from moesim.files import write_json  # noqa: PLC0415
+    from moesim.report.claims_page import write_claims_figure, write_claims_page  # noqa: PLC0415
+
+    page = write_claims_page(document, out / PAGE, [cells for _, cells in _cells(claims)])
+    figure = write_claims_figure(document, out / Path(PAGE).with_suffix(".png"))
+    note(f"wrote {page}, {figure}, {write_json(out / DOCUMENT, document)}")
+
+
+def _cells(claims: Sequence[Claim]) -> Iterator[tuple[Claim, list[str]]]:
+    """Every claim and its texts: name, published, ours, unit, error, tolerance, source, note."""
+    for claim in claims:
+        error, tolerance = _distance(claim.error, claim), _distance(claim.tolerance, claim).lstrip("+")
+        numbers = [f"{claim.published:.6g}", f"{claim.simulated:.6g}", claim.unit, error, tolerance]
+        yield claim, [claim.name, *numbers, claim.source, claim.note]
 
 
 def _show_groups(groups: Sequence[dict[str, Any]]) -> None:

@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moesim.cli.app import app
+from moesim.validate.claims import Claim
 
 runner = CliRunner()
 
@@ -109,3 +110,17 @@ def test_a_launch_command_is_run():
     assert "flag not understood, ignored: --no-such" in result.stderr
     assert runner.invoke(app, ["run"]).exit_code == 3
     assert runner.invoke(app, words[:3]).exit_code == 3
+
+
+def test_published_claims_are_written_as_a_page_a_picture_and_rows(tmp_path, monkeypatch):
+    claims = [Claim("a", "Paper", "s", 1.0, 1.1, 0.2), Claim("b", "Paper", "s", 1.0, 2.0, 0.2)]
+    monkeypatch.setattr("moesim.validate.claims.claims_of", lambda name, **_: claims)
+    done = run("network", "--out", tmp_path, "--require-all", "--json")
+    assert done.exit_code == 5
+    assert "1 of 2 claims of network missed: b" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "validation.html",
+        "validation.json",
+        "validation.png",
+    ]
+    assert json.loads((tmp_path / "validation.json").read_text()) == json.loads(done.stdout)

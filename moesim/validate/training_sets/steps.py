@@ -86,7 +86,7 @@ def step_claims(progress: Progress) -> list[Claim]:
     return found + [
         Claim(
             f"Published steps, {name} of the error",
-            "issue: published full steps",
+            "asked of this model",
             "%",
             0.0,
             PERCENT * float(np.percentile(errors, q, method="higher")),
