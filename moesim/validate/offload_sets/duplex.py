@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,16 +11,15 @@ import numpy as np
 from moesim.evidence import rng_for
 from moesim.hardware.load import load_device
 from moesim.offload.near_memory import Engine, better_engine_s, shared_experts_s
-from moesim.units import MS, NS, US
+from moesim.units import MS, NS
 from moesim.validate.claims import Claim
 
 Data = Mapping[str, Any]
 DRAWS = 16
 BYTES = 2
-ALL_REDUCE_S = 6 * US
 PJ = NS * MS
 BANK = "duplex_bank_pim"
-"""Its experts are not split: a layer goes to one engine."""
+"""Does not work together with the processor: a layer goes to one engine."""
 
 
 def duplex_claims(data: Data, seed: int) -> list[Claim]:
@@ -31,6 +31,7 @@ def duplex_claims(data: Data, seed: int) -> list[Claim]:
         for model in given["models"]
         for length in given["lengths"]
         for batch in given["batches"]
+        if _fits(model, length, batch)
     ]
     ratios, saved = [], []
     for model, length, batch in grid:
@@ -38,7 +39,7 @@ def duplex_claims(data: Data, seed: int) -> list[Claim]:
         both = iteration(given, model, length, batch, "duplex_logic_pim", seed)
         ratios.append(alone[0] / both[0])
         saved.append(1 - both[1] / alone[1])
-    note = f"{len(grid)} cells: three models, lengths in = out, three batches"
+    note = f"{len(grid)} cells that fit: three models, lengths in = out, three batches"
     throughput, energy = given["throughput"], given["energy_saved"]
     found = [
         Claim(f"Duplex {what}", source, unit, published, float(ours), 0.2, note=note)
@@ -61,67 +62,113 @@ def duplex_claims(data: Data, seed: int) -> list[Claim]:
     return found
 
 
+@dataclass(frozen=True)
+class _Device:
+    """A processor with or without units near memory.
+
+    ``together``: both work at once, on the sorted experts of a layer and on attention of prompts and of
+    decoding; else a layer goes to one of them. ``seed`` draws the routing.
+    """
+
+    xpu: Engine
+    near: Engine | None
+    together: bool
+    seed: int
+
+
 def iteration(
     given: Data, model: Data, length: int, batch: int, near_name: str | None, seed: int
 ) -> tuple[float, float]:
-    """Seconds and joules of a decode step of one device, with its share of prefill.
+    """Seconds and joules of a step of one device under continuous batching.
 
-    A request of ``length`` tokens in and out is prefilled every ``length / batch`` steps; attention
-    sees one and a half times ``length`` on average; routing is uniform.
+    A request of ``length`` tokens in and out joins every ``length / batch`` steps, and that step works on
+    its prompt too; attention sees one and a half times ``length`` on average; routing is uniform.
     """
-    xpu = _engine(given, "duplex_xpu", "xpu")
     near = None if near_name is None else _engine(given, near_name, near_name)
-    share, hidden = model["devices"], model["hidden"]
-    head = hidden // model["heads"]
-    kv_width = model["kv_heads"] * head
-    projections = 2 * hidden * hidden + 2 * hidden * kv_width
-    context = 1.5 * length
-    decode_s = energy = 0.0
-    linear = _gemm(projections / share, batch)
-    kv_bytes = batch * context * 2 * kv_width * BYTES / share
-    kv_flops = batch * context * 4 * hidden / share
-    expert = (3 if model["gated"] else 2) * hidden * model["width"]
-    dense = model["layers"] - model["moe_layers"]
-    for flops, moved, times, may_move in (
-        (*linear, model["layers"], False),
-        (kv_flops, kv_bytes, model["layers"], True),
-        (*_gemm(expert / share, batch), dense, True),
-    ):
-        seconds, on_near = better_engine_s(flops, moved, xpu, near if may_move else None)
-        decode_s += times * seconds
-        engine = near if on_near and near is not None else xpu
-        energy += times * engine.joules(flops, moved)
-    seconds, joules = _moe(model, expert, batch, xpu, near, seed, split=near_name != BANK)
-    # a step that prefills gives every expert enough tokens for the processor
-    mixed = min(1.0, batch / length)
-    alone_s, alone_j = _moe(model, expert, batch, xpu, None, seed, split=False)
-    seconds, joules = (
-        (1 - mixed) * pure + mixed * alone for pure, alone in ((seconds, alone_s), (joules, alone_j))
+    device = _Device(_engine(given, "duplex_xpu", "xpu"), near, near_name != BANK, seed)
+    joins = min(1.0, batch / length)
+    plain, mixed = (_step(given, model, batch, length, new, device) for new in (0, length))
+    seconds, joules = ((1 - joins) * a + joins * b for a, b in zip(plain, mixed, strict=True))
+    return seconds, joules
+
+
+def _fits(model: Data, length: int, batch: int) -> bool:
+    """Whether weights, and keys and values of the mean length, have room on the devices."""
+    weights = model["layers"] * _projections(model) + _expert(model) * (
+        model["moe_layers"] * model["experts"] + model["layers"] - model["moe_layers"]
     )
-    decode_s += model["moe_layers"] * seconds
-    energy += model["moe_layers"] * joules
-    decode_s += model["layers"] * 2 * (ALL_REDUCE_S + 2 * batch * hidden * BYTES / given["link_bytes_per_s"])
-    active = model["layers"] * projections + (model["moe_layers"] * model["top_k"] + dense) * expert
-    prefill_flops = length * (2 * active + 2 * model["layers"] * length * hidden) / share
-    prefills = batch / length
-    decode_s += prefills * prefill_flops / xpu.flops_per_s
-    energy += prefills * prefill_flops * xpu.flop_j
-    return decode_s, energy
+    cached = batch * 1.5 * length * model["layers"] * 2 * _kv_width(model)
+    room = model["devices"] * load_device("duplex_xpu").main_memory.capacity_bytes
+    return bool((weights + cached) * BYTES <= room)
 
 
-def _moe(
-    model: Data, expert: float, batch: int, xpu: Engine, near: Engine | None, seed: int, *, split: bool
+def _kv_width(model: Data) -> int:
+    return int(model["kv_heads"] * model["hidden"] // model["heads"])
+
+
+def _projections(model: Data) -> int:
+    """Weights around attention in a layer. [-]"""
+    return int(2 * model["hidden"] * (model["hidden"] + _kv_width(model)))
+
+
+def _expert(model: Data) -> int:
+    """Weights of an expert, or of a dense layer. [-]"""
+    return int((3 if model["gated"] else 2) * model["hidden"] * model["width"])
+
+
+def _step(
+    given: Data, model: Data, batch: int, length: int, prompt: int, device: _Device
 ) -> tuple[float, float]:
-    """Experts of a layer under uniform routing, mean over draws; sharded over all devices.
+    """Seconds and joules of a step of ``batch`` decoding sequences and ``prompt`` tokens of a new one.
 
-    ``split``: both engines work together on the sorted experts, else the whole layer goes to one.
+    Projections are the processor's; decode attention, dense and expert layers go where they are sooner
+    through, decode attention near memory beside the prompt's on the processor.
     """
-    rng = rng_for(seed, f"validate/duplex/{model['name']}/{batch}")
-    chosen = np.argsort(rng.random((DRAWS, batch, model["experts"])), axis=-1)[..., : model["top_k"]]
-    tokens = np.stack([np.bincount(c.ravel(), minlength=model["experts"]) for c in chosen]).astype(np.float64)
-    flops = 2 * tokens * expert / model["devices"]
-    moved = np.where(tokens > 0, expert * BYTES / model["devices"], 0.0)
-    if near is None or not split:
+    xpu, near = device.xpu, device.near
+    share, hidden = model["devices"], model["hidden"]
+    kv_width, projections, expert = _kv_width(model), _projections(model), _expert(model)
+    dense = model["layers"] - model["moe_layers"]
+    kv_tokens = batch * 1.5 * length / share
+    decode = (kv_tokens * 4 * hidden, kv_tokens * 2 * kv_width * BYTES)
+    prefill = (2 * prompt * prompt * hidden / share, prompt * 2 * kv_width * BYTES / share)
+    tokens = batch + prompt
+    attention_s, on_near = better_engine_s(*decode, xpu, near)
+    prefill_s, _ = better_engine_s(*prefill, xpu, None)
+    together = max if on_near and device.together else sum
+    linear_s, _ = better_engine_s(*_gemm(projections / share, tokens), xpu, None)
+    dense_s, dense_near = better_engine_s(*_gemm(expert / share, tokens), xpu, near)
+    moe_s, moe_j = _moe(model, expert, tokens, device)
+    seconds = model["layers"] * (
+        linear_s + together((attention_s, prefill_s)) + 2 * _all_reduce_s(given, model, tokens)
+    )
+    seconds += dense * dense_s + model["moe_layers"] * moe_s
+    joules = model["layers"] * (
+        xpu.joules(*_gemm(projections / share, tokens))
+        + (near if on_near and near is not None else xpu).joules(*decode)
+        + xpu.joules(*prefill)
+    )
+    used = near if dense_near and near is not None else xpu
+    joules += dense * used.joules(*_gemm(expert / share, tokens)) + model["moe_layers"] * moe_j
+    return seconds, joules
+
+
+def _all_reduce_s(given: Data, model: Data, tokens: int) -> float:
+    """Ring over the devices of a node, with a latency for every hop, as the authors' simulator has it. [s]"""
+    devices = min(model["devices"], given["node_devices"])
+    nodes = model["devices"] // devices
+    part = tokens / nodes * model["hidden"] * BYTES / devices
+    return float(2 * (devices - 1) * (given["hop_s"] + part / given["link_bytes_per_s"]))
+
+
+def _moe(model: Data, expert: float, tokens: int, device: _Device) -> tuple[float, float]:
+    """Experts of a layer under uniform routing, mean over draws; sharded over all devices."""
+    xpu, near = device.xpu, device.near
+    rng = rng_for(device.seed, f"validate/duplex/{model['name']}/{tokens}")
+    chosen = np.argsort(rng.random((DRAWS, tokens, model["experts"])), axis=-1)[..., : model["top_k"]]
+    load = np.stack([np.bincount(c.ravel(), minlength=model["experts"]) for c in chosen]).astype(np.float64)
+    flops = 2 * load * expert / model["devices"]
+    moved = np.where(load > 0, expert * BYTES / model["devices"], 0.0)
+    if near is None or not device.together:
         engines = [xpu] if near is None else [xpu, near]
         times = [float(engine.seconds(flops, moved).sum(axis=-1).mean()) for engine in engines]
         sooner = engines[int(np.argmin(times))]
