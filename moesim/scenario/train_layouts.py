@@ -11,7 +11,7 @@ from moesim.scenario.train import breakdown_of
 from moesim.scenario.train_search import ScenarioEstimator, own_candidate, row_of
 from moesim.scenario.training import Common
 from moesim.scenario.training_memory import ledger_of, memory_of
-from moesim.training.chunks import LENT
+from moesim.training.overlaps.base import LENT
 from moesim.training.step import TrainStep, balanced_setup
 from moesim.training.tuning import Candidate, Found, Tuned
 

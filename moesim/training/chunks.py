@@ -20,6 +20,7 @@ from moesim.steps.block import COMM, COMPUTE
 from moesim.training.blocks import Block, LaunchCost, backward_blocks, forward_blocks, memory_share, phases
 from moesim.training.crowd import Crowd
 from moesim.training.items import Item
+from moesim.training.overlaps.base import LENT
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import Pass
 from moesim.training.work import LayerWork
@@ -29,8 +30,6 @@ NEAR = "near"
 """Collectives of small groups of ranks that hold the same part of the work: a stream of their own."""
 STREAMS = (COMPUTE, COMM, NEAR, HOST)
 HOST_FAMILY = "host"
-LENT = "lent to exchanges"
-"""Part of a breakdown: what work misses while an exchange uses multiprocessors or memory."""
 
 Errors = Mapping[str, NDArray[np.float64]]
 Segments = Sequence[Sequence[Item]]

@@ -112,14 +112,17 @@ def test_what_does_not_fit_says_what_would():
 @pytest.mark.parametrize(
     ("overlap", "schedule"),
     [
-        ({"policy": "chunked", "degree": 2}, {"policy": "interleaved"}),
+        ({"policy": "chunked"}, {"policy": "interleaved"}),
         ({"policy": "fine_grained"}, {"policy": "interleaved"}),
         ({"policy": "persistent"}, {"policy": "interleaved"}),
         ({"policy": "chunked"}, {"policy": "zb_v"}),
     ],
 )
 def test_an_overlapped_expert_layer_hides_exchanges_under_any_schedule(overlap, schedule):
-    """Without a host nothing else changes: at most the exchanges of both stages are hidden."""
+    """Without a host nothing else changes: at most the exchanges of both stages are hidden.
+
+    Chunks inside one node can cost what they hide: then one chunk is chosen.
+    """
     changes = {
         "model": {"name": "qwen3_30b_a3b", "num_hidden_layers": 8},
         "training__graphs": "full",
@@ -129,7 +132,8 @@ def test_an_overlapped_expert_layer_hides_exchanges_under_any_schedule(overlap, 
     hidden = run_training(scenario(**changes, training__overlap=overlap), with_changes=False).result
     before, after = (r.metrics["step_s"].value for r in (plain, hidden))
     exchanges = sum(row.seconds for row in plain.breakdown if row.kind == "all_to_all")
-    assert before - 2 * exchanges < after < before
+    assert before - 2 * exchanges < after <= before * (1 + 1e-9)
+    assert after < before or overlap["policy"] == "chunked"
     assert sum(row.seconds for row in hidden.breakdown) == pytest.approx(after, rel=1e-6)
 
 

@@ -24,7 +24,7 @@ from moesim.scenario.train_search import (
     search_plans,
 )
 from moesim.scenario.training import build_training
-from moesim.training.chunks import LENT
+from moesim.training.overlaps.base import LENT
 from moesim.training.recompute import Recompute
 from moesim.training.step import TrainStep
 from moesim.training.tuning import Candidate, Space

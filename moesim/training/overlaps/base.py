@@ -20,6 +20,9 @@ Curve: TypeAlias = Callable[[float], Estimate]
 
 Floats: TypeAlias = NDArray[np.float64]
 
+LENT = "lent to exchanges"
+"""Part of a breakdown: what work misses while an exchange uses multiprocessors or memory."""
+
 
 @dataclass(frozen=True, eq=False)
 class Triple:
@@ -55,10 +58,20 @@ class Triple:
         """A fraction of the rows travels to its experts."""
         return [self._meet("dispatch", self.dispatch_s(fraction))]
 
-    def experts(self, fraction: float = 1.0) -> list[Instruction]:
-        """A fraction of the rows is computed."""
-        part = Part(f"experts{self.suffix}", "compute", self.experts_s(fraction))
-        return [Run(COMPUTE, (part,), layer=self.layer, ranks=self.ranks)]
+    def experts(self, fraction: float = 1.0, beside: Sequence[Estimate] = ()) -> list[Instruction]:
+        """A fraction of the rows is computed, without the multiprocessors of the exchanges beside it."""
+        whole = self.experts_s(fraction)
+        parts = [Part(f"experts{self.suffix}", "compute", whole)]
+        if beside:
+            parts.append(Part(LENT, "compute", self._lent(whole, beside)))
+        return [Run(COMPUTE, tuple(parts), layer=self.layer, ranks=self.ranks)]
+
+    def _lent(self, experts: Estimate, beside: Sequence[Estimate]) -> Estimate:
+        """What products miss while exchanges last, or all the time where these last longer."""
+        share = min(self.exchange_sms / self.num_sms, 0.5)
+        exchanged = np.sum([np.max(one.seconds) for one in beside])
+        longest_s = np.asarray(experts.seconds, np.float64) / (1.0 - share)
+        return replace(beside[0], seconds=share * np.minimum(exchanged, longest_s))
 
     def combine(self, fraction: float = 1.0) -> list[Instruction]:
         """A fraction of the rows travels back."""

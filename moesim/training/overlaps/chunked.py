@@ -18,7 +18,8 @@ class Chunked:
 
     The dispatch of a chunk is launched ahead of the combine of the one before the last, so that experts find
     rows whenever exchanges leave time. Every chunk pays the fixed costs of all three and reads the experts'
-    weights again: more chunks are not always better.
+    weights again, and products miss the multiprocessors of the exchanges beside them: more chunks are not
+    always better.
 
     Attributes
     ----------
@@ -47,10 +48,13 @@ class Chunked:
 def pipelined(triple: Triple, degree: int) -> list[Instruction]:
     """Instructions of ``degree`` equal chunks."""
     part = 1.0 / degree
-    there, experts, back = triple.dispatch(part), triple.experts(part), triple.combine(part)
+    there, back = triple.dispatch(part), triple.combine(part)
     launched = [*triple.computed(), *there, *triple.arrived()]
     for chunk in range(degree):
         ahead = chunk + 1 < degree
+        # the dispatch of the next chunk and the combine of the last one travel meanwhile
+        beside = [triple.dispatch_s(part)] * ahead + [triple.combine_s(part)] * (chunk > 0)
+        experts = triple.experts(part, beside)
         launched += [*there, *experts, *triple.arrived()] if ahead else experts
         launched += [*triple.computed(), *back]
     return [*launched, *triple.arrived()]

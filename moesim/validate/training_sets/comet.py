@@ -11,6 +11,7 @@ import numpy as np
 
 from moesim.hardware.load import load_cluster
 from moesim.kernels.cost import EXPERT_LAUNCHES
+from moesim.network.exchanges.pairwise import Pairwise
 from moesim.training.framework import Framework, load_framework
 from moesim.training.overlaps import Triple, TripleOverlap, span_s, triple_overlaps
 from moesim.units import MS
@@ -26,6 +27,8 @@ FIRST_FRACTION = 0.5
 # Megatron-Core's permutation of 2024, in passes over all rows: index_select reads and writes; the way back
 # fills with zeros, copies by index, weighs, and sums over the choices
 PERMUTE_PASSES, RETURN_PASSES, UNPERMUTE_PASSES = 2, 3, 6.5
+COMET_SMS = 20
+"""Multiprocessors with which one-sided copies fill the links of a node (18 to 46 in the paper's figure 8)."""
 SPARSE_PASSES = 2
 """Sparse encode and decode, and local scatter and gather, read and write every row. [-]"""
 
@@ -221,4 +224,5 @@ class _Study:
         sent = replace(base, tokens=crossing * devices / (devices - 1) / model["top_k"], exchange=EXCHANGE)
         # a device holds the experts of its expert-parallel rank, a slice of each
         held = replace(base, num_experts=setting.local_experts * devices, width=model["width"] // setting.tp)
-        return replace(sent.triple(), experts_s=held.triple().experts_s)
+        sms = COMET_SMS if system == "Comet" else Pairwise.num_sms
+        return replace(sent.triple(sms), experts_s=held.triple().experts_s)

@@ -144,13 +144,13 @@ class EvenLayer:
         moved = times * self.rows * self.payload_bytes
         return float(np.asarray(self.cost.op(MemoryBound("rows", moved)).seconds))
 
-    def triple(self, num_sms: int = 132, exchange_sms: int = 20) -> Triple:
-        """X."""
+    def triple(self, exchange_sms: int = 20) -> Triple:
+        """The layer's curves, with the multiprocessors that an exchange keeps busy."""
         return Triple(
             cache(lambda fraction: self.exchange_s("dispatch", fraction)),
             cache(self.experts_s),
             cache(lambda fraction: self.exchange_s("combine", fraction)),
             group=np.zeros(2, np.int64),
-            num_sms=num_sms,
+            num_sms=self.machine.device.num_units,
             exchange_sms=exchange_sms,
         )

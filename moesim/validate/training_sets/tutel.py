@@ -15,6 +15,7 @@ from moesim.hardware.load import load_cluster
 from moesim.hardware.schema import Cluster
 from moesim.model.dtypes import bytes_per_element
 from moesim.model.ops import Gemm, MemoryBound
+from moesim.network.exchanges.pairwise import Pairwise
 from moesim.network.fabric import roofline_efficiencies
 from moesim.training.overlaps import span_s, triple_overlaps
 from moesim.training.papers.tutel import degrees, volumes
@@ -30,6 +31,7 @@ MASK_BYTES = 10
 ENCODE_PASSES = 2
 """Sparse encode and decode each read and write every row. [-]"""
 GEMMS = 2
+SMS = Pairwise.num_sms
 L2_BYTES_PER_CLOCK = 5120
 """What an A100 reads from its second-level cache (NVIDIA A100 white paper). [bytes]"""
 
@@ -101,7 +103,7 @@ class _Features:
             "kernels": sparse + small + exchanges[0],
             "hierarchical exchange": sparse + small + exchanges[1],
             "flexible layout": sparse + min(small, flexible) + min(exchanges),
-            "pipelining": sparse + float(span_s(policy, best.triple()).max()),
+            "pipelining": sparse + float(span_s(policy, best.triple(SMS)).max()),
         }
 
     def speedup(self, name: str) -> float:
@@ -125,7 +127,7 @@ class _Features:
         return sum(float(np.asarray(layer.cost.op(one).seconds)) for one in (*products, mask))
 
     def _small_products(self) -> float:
-        """Experts with one product for the rows of each sender: each reads the weights from the cache again."""
+        """Experts with a product for the rows of each sender, which reads the weights again."""
         layer = self.linear
         count = layer.num_experts * GEMMS
         read = count * layer.hidden * layer.width * bytes_per_element(layer.dtype)
@@ -145,7 +147,9 @@ def _pipelining(given: Data, cluster: Cluster) -> list[Claim]:
         # a device's products do not know how many devices there are
         products = None
         for devices, machine in machines.items():
-            linear, tree = (_layer(machine, setting, name).triple() for name in (LINEAR, HIERARCHICAL))
+            linear, tree = (
+                _layer(machine, setting, name).triple(Pairwise.num_sms) for name in (LINEAR, HIERARCHICAL)
+            )
             products = products or linear.experts_s
             quick = min((linear, tree), key=lambda one: float(np.max(one.dispatch_s(1.0).seconds)))
             best = span_s(policy, replace(quick, experts_s=products)).max()
