@@ -65,8 +65,9 @@ def cpu_unit(
 ) -> Unit:
     """Experts on the host: a vector kernel at few tokens, then one on matrix tiles where there are some.
 
-    ``bytes_per_s``: of the memory that holds them; by default that of the sockets in use. With whole
-    experts on sockets, the times are those of one socket.
+    At few tokens a core first has to unpack the weights of a compact format: slower than their bytes pass
+    where cores are few. ``bytes_per_s``: of the memory that holds them; by default that of the sockets in
+    use. With whole experts on sockets, the times are those of one socket.
     """
     host = node.host
     sockets = sockets_used(node, work)
@@ -79,14 +80,23 @@ def cpu_unit(
     fraction = rates.cpu_tile_fraction if has_tiles else rates.cpu_vector_fraction
     share = sockets * threads / cores / each
     peak = host.cpu.dense_peak_flops_per_s(dtype) * fraction * share
-    vector_peak = host.cpu.dense_peak_flops_per_s("fp32") * rates.cpu_vector_fraction * share
+    vector_peak = _vector_flops_per_s(host.cpu, op.weight_dtype, rates) * share
     many = roofline_times(op, peak, bandwidth, rates.cpu_expert_s)
     few = roofline_times(op, vector_peak, bandwidth, rates.cpu_expert_s)
 
     def times(tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         return np.where(tokens <= rates.cpu_vector_max_tokens, few(tokens), many(tokens))
 
-    return Unit(times, Estimate(0.0, "cpu_moe", "assumed", rates.sigma), rates.handover_s)
+    first_s = rates.handover_s + threads * rates.handover_thread_s
+    return Unit(times, Estimate(0.0, "cpu_moe", "assumed", rates.sigma), first_s)
+
+
+def _vector_flops_per_s(cpu: Device, weight_dtype: str, rates: Rates) -> float:
+    """What the vector units of one socket reach with weights of a format. [FLOP/s]"""
+    weights = rates.cpu_weights_per_cycle.get(weight_dtype)
+    if weights is None or cpu.clock_hz is None:
+        return cpu.dense_peak_flops_per_s("fp32") * rates.cpu_vector_fraction
+    return 2.0 * weights * cpu.clock_hz * cpu.num_units
 
 
 def roofline_times(op: GroupedExperts, flops_per_s: float, bytes_per_s: float, start_s: float) -> Times:

@@ -20,8 +20,10 @@ class Rates(BaseModel):
     cpu_tile_fraction: float = Field(gt=0, le=1)
     cpu_vector_fraction: float = Field(gt=0, le=1)
     cpu_vector_max_tokens: int = Field(ge=0)
+    cpu_weights_per_cycle: dict[str, float]
     cpu_expert_s: float = Field(ge=0)
     handover_s: float = Field(ge=0)
+    handover_thread_s: float = Field(ge=0)
     remote_fraction: float = Field(gt=0, le=1)
     pageable_fraction: float = Field(gt=0, le=1)
     cores_to_saturate_fraction: float = Field(gt=0, le=1)

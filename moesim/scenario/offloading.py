@@ -218,19 +218,17 @@ def tiers_of(scenario: Scenario, model: ModelSpec, dtypes: Dtypes) -> Tiers:
     if memory.prefetch.buffer:
         parts["prefetch buffer"] = memory.prefetch.buffer * one
     fixed = sum(parts.values())
-    wanted = memory.cache.slots_per_layer
     fit = int(max(0.0, capacity - fixed) // one)
-    if fixed > capacity or (wanted is not None and wanted * len(layers) > fit and wanted < each):
-        need = fixed + (wanted or 0) * len(layers) * one
+    wanted = memory.cache.slots_per_layer
+    total_slots = min(fit if wanted is None else wanted * len(layers), total)
+    if fixed > capacity or total_slots > fit:
+        need = fixed + total_slots * one
         held = ", ".join(f"{name} {fmt_bytes(size)}" for name, size in parts.items())
         message = (
             f"memory.cache.slots_per_layer: need {fmt_bytes(need)}, the device has {fmt_bytes(capacity)}: "
             f"{held}, {fmt_bytes(one)} an expert; accepted: at most {fit // len(layers)} slots a layer"
         )
         raise InfeasibleError(message)
-    total_slots = min(wanted * len(layers) if wanted is not None else fit, total)
-    if wanted is not None and total_slots > fit:
-        total_slots = fit
     slots = laid_out(total_slots, len(layers), each, memory.cache.layout)
     parts["expert cache"] = float(slots.sum()) * one
     _check_card(scenario, total * one + (cached if on_card else 0.0))

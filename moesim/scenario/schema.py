@@ -181,7 +181,10 @@ class CacheSection(Strict):
 
     policy: str = Field("lru", description="registered cache policy; other fields are its parameters")
     slots_per_layer: int | None = Field(
-        None, ge=0, description="experts held of each MoE layer; default: as many as fit"
+        None,
+        ge=0,
+        description="experts held of each MoE layer, at most all; refused where they do not fit; "
+        "default: as many as fit",
     )
     layout: Literal["even", "shallow", "front"] = Field(
         "even", description="equal layers, more for the first layers, or whole layers from the first on"

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.evidence import rng_for
+from moesim.files import find
 from moesim.hardware.load import load_device
 from moesim.hardware.schema import Device, Host, Link, MemoryTier, Node
 from moesim.kernels.efficiency import roofline_efficiencies
@@ -25,8 +26,11 @@ from moesim.offload.host import HostWork, roofline_times
 from moesim.offload.machine import costs_of
 from moesim.offload.rates import Rates, hybrid_rates
 from moesim.traces import RoutingTrace
-from moesim.traces.generators import generators
+from moesim.traces.consistency import with_consistency
+from moesim.traces.matched import MatchedParameters, matched_trace, read_parameters
 from moesim.units import TB
+from moesim.validate.claims import published
+from moesim.validate.local_routing import TOKENS, base_parameters, skewed
 
 Data = Mapping[str, Any]
 EARLIER_TOKENS = 448
@@ -50,6 +54,10 @@ class Case:
         Tokens before the measured ones. [tokens]
     by_rows : bool
         Expert kernels work row by row instead of in tiles: llama.cpp on integrated graphics and CPUs.
+    byte_scale : float
+        Stored bytes of an expert over those of its described format. [-]
+    blocks : bool
+        Kernels of the device read the experts as they are stored, so ``byte_scale`` holds there too.
     """
 
     model: ModelSpec
@@ -59,6 +67,8 @@ class Case:
     rates: Rates
     context: int
     by_rows: bool = False
+    byte_scale: float = 1.0
+    blocks: bool = False
 
     def costs(self, tokens: int = 1, *, prefill: bool = False) -> Costs:
         """Durations of a pass of ``tokens`` tokens."""
@@ -67,6 +77,8 @@ class Case:
             if prefill
             else Segment.decode(float(tokens), float(self.context))
         )
+        # more bytes a weight pass the same memory later; unpacking them takes as long
+        fraction = self.rates.cpu_bandwidth_fraction / self.byte_scale
         costs = costs_of(
             self.model,
             self.dtypes,
@@ -74,9 +86,20 @@ class Case:
             [segment],
             work=self.work,
             most_tokens=tokens,
-            rates=self.rates,
+            rates=self.rates.model_copy(update={"cpu_bandwidth_fraction": fraction}),
         )
+        if self.byte_scale != 1.0:
+            costs = self._stored(costs)
         return replace(costs, device=self._rows(costs.device)) if self.by_rows else costs
+
+    def _stored(self, costs: Costs) -> Costs:
+        """Copies, and kernels that read stored blocks, at the stored bytes of an expert."""
+        scale = self.byte_scale
+        costs = replace(costs, copy=replace(costs.copy, seconds=float(costs.copy.seconds) * scale))
+        times = costs.device.seconds
+        if not self.blocks:
+            return costs
+        return replace(costs, device=replace(costs.device, seconds=lambda tokens: times(tokens) * scale))
 
     def _rows(self, unit: Unit) -> Unit:
         """Experts on a roofline with the shares of the grouped kernels, without tiles."""
@@ -91,28 +114,34 @@ class Case:
 
 
 def case_of(machine: Data, engine: Data, model: ModelSpec, dtypes: Dtypes, context: int) -> Case:
-    """Set-up from a described machine and engine."""
+    """Set-up from a described machine and engine.
+
+    ``graphs: false`` of a machine: kernels of the device are started one by one where a layer leaves its
+    experts to the CPU, and the device waits for each start.
+    """
+    started_s = 0.0 if machine.get("graphs", True) else engine.get("start_s", 0.0)
     rates = hybrid_rates().model_copy(
         update={
-            "handover_s": engine["handover_s"],
+            "handover_s": engine["handover_s"] + started_s,
+            "handover_thread_s": engine.get("handover_thread_s", 0.0),
             "cpu_bandwidth_fraction": machine.get("cpu_bandwidth_fraction", engine["cpu_bandwidth_fraction"]),
         }
     )
-    kernels = engine.get("kernels", "default")
     work = HostWork(
         pass_s=engine["pass_s"],
         layer_s=engine["layer_s"],
         expert_s=engine.get("expert_s", 0.0),
-        kernels=kernels,
+        cpu_threads=machine.get("threads"),
+        kernels=engine.get("kernels", "default"),
     )
-    by_rows = bool(machine.get("by_rows", False))
-    return Case(model, dtypes, node_of(machine), work, rates, context, by_rows)
+    by_rows, blocks = bool(machine.get("by_rows", False)), bool(engine.get("blocks", False))
+    return Case(model, dtypes, node_of(machine), work, rates, context, by_rows, blocks=blocks)
 
 
 def node_of(machine: Data) -> Node:
     """Node of a machine of the published file."""
     host = Host(
-        cpu=load_device(machine["cpu"]),
+        cpu=_cpu(machine),
         num_sockets=machine["sockets"],
         dram=MemoryTier(capacity_bytes=2 * TB, bandwidth_bytes_per_s=machine["dram"]),
         pcie=Link(bandwidth_bytes_per_s=machine["pcie"], latency_s=1e-5),
@@ -127,6 +156,18 @@ def node_of(machine: Data) -> Node:
         nic=None,
         num_nics=0,
     )
+
+
+def _cpu(machine: Data) -> Device:
+    """Shipped CPU, with the published cores and clock where it only stands in for the machine's own."""
+    cpu = load_device(machine["cpu"])
+    if "cores" not in machine:
+        return cpu
+    assert cpu.clock_hz is not None
+    share = machine["cores"] * machine["clock_hz"] / (cpu.num_units * cpu.clock_hz)
+    peaks = {name: peak * share for name, peak in cpu.peak_flops_per_s.items()}
+    update = {"num_units": machine["cores"], "clock_hz": machine["clock_hz"], "peak_flops_per_s": peaks}
+    return cpu.model_copy(update=update)
 
 
 def _device(machine: Data) -> Device:
@@ -164,9 +205,38 @@ def model_of(name: str, top_k: int | None = None) -> ModelSpec:
 
 @lru_cache(maxsize=32)
 def traffic(like: str, layers: int, experts: int, top_k: int, tokens: int, seed: int) -> RoutingTrace:
-    """Routed tokens of a shape, as in the recording ``like``."""
+    """Routed tokens of a shape, as in the recording ``like``, or as is published of the model ``like``."""
     rng = rng_for(seed, f"validate/{like}/{layers}/{experts}/{top_k}")
-    return generators.build("matched", {"like": like}).generate(tokens, layers, experts, top_k, rng)
+    return matched_trace(_routing(like, seed), tokens, layers, experts, top_k, rng)
+
+
+def requests_like(
+    like: str, shape: tuple[int, int, int], tokens: int, requests: int, seed: int
+) -> list[RoutingTrace]:
+    """Requests of ``tokens`` tokens each for a shape of layers, experts and choices."""
+    parameters = replace(_routing(like, seed), request_tokens=tokens)
+    trace = matched_trace(parameters, requests * tokens, *shape, rng_for(seed, f"validate/{like}/requests"))
+    return [trace.window(i * tokens, (i + 1) * tokens) for i in range(requests)]
+
+
+def _routing(like: str, seed: int) -> MatchedParameters:
+    """Parameters of a recording, or of a model of which skew and local consistency are published."""
+    if like in _published_models():
+        return _as_published(like, seed)
+    return read_parameters(find(like, "traces", field="like", suffixes=(".json",)))
+
+
+def _published_models() -> dict[str, Data]:
+    """Models of which skew and local consistency are published, by name."""
+    return {row["name"]: row for row in published("local_routing").data["models"]}
+
+
+@lru_cache(maxsize=4)
+def _as_published(name: str, seed: int) -> MatchedParameters:
+    """Routing of a published skew and local consistency; the rest is that of one recording."""
+    data, row = published("local_routing").data, _published_models()[name]
+    skew = skewed(base_parameters(), row, data["request_tokens"], seed)
+    return with_consistency(skew, row["srp"] / 100, TOKENS, seed, segment_tokens=data["segment_tokens"])
 
 
 def demand_for(model: ModelSpec, like: str, seed: int, *, tokens: int = 1, passes: int = PASSES) -> Demand:

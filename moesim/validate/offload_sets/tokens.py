@@ -10,28 +10,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.evidence import rng_for
-from moesim.memory.caches.policies.base import known_counts
-from moesim.memory.demand import Demand
+from moesim.memory.demand import Demand, demand_of
 from moesim.model import Dtypes, ModelSpec
 from moesim.model.parameters import expert_bytes, kv_bytes_per_token, weight_bytes
-from moesim.offload import Costs
 from moesim.validate.claims import Claim, Progress
 from moesim.validate.offload_sets.cases import (
+    PASSES,
     WARM_PASSES,
     Case,
     case_of,
     demand_for,
     model_of,
     offload_of,
+    requests_like,
     run,
 )
 
 Data = Mapping[str, Any]
 TOLERANCE = 0.2
 RESERVED_FRACTION = 0.1
+PROFILED_REQUESTS = 4
+"""Requests of others that a placement by frequency has seen."""
 Q4_K_BITS, Q6_K_BITS, Q5_0_BITS, Q8_0_BITS = 4.5, 6.5625, 5.5, 8.5
 """Bits of a weight with its share of the scales in llama.cpp's blocks."""
 Q_K_BLOCK = 256
+OP_OFFLOAD_TOKENS = 32
+"""Tokens from which llama.cpp computes on the device what lies in host memory (its CUDA back-end)."""
 
 
 def token_claims(data: Data, seed: int, progress: Progress) -> list[Claim]:
@@ -74,7 +78,7 @@ def _name(given: Data) -> str:
 def _dtypes(given: Data) -> Dtypes:
     experts = given.get("experts", "bf16")
     # the output head of llama.cpp's mixes has six or eight bits
-    head = "int8" if given["engine"] in {"kt", "llama"} else "bf16"
+    head = given.get("head", "int8" if given["engine"] in {"kt", "llama"} else "bf16")
     experts = "int4" if experts == "q4_k_m" else experts
     return Dtypes(weights=given.get("weights", "bf16"), experts=experts, head=head)
 
@@ -95,20 +99,36 @@ def _rate(data: Data, given: Data, seed: int) -> float:
         return _streamed(case, given, data["engines"][given["engine"]].get("module_s", 0.0))
     demand = demand_for(model, given["like"], seed)
     layers = demand.num_layers
-    scale = _byte_scale(given, model, dtypes)
+    case = replace(case, byte_scale=_byte_scale(given, model, dtypes))
     if given.get("whole_layers") or given.get("policy") == "none":
         held = given["slots"] if given.get("whole_layers") else None
-        return _uncached(case, demand, scale, held, seed)
-    costs = _scaled(case, scale)
+        return _uncached(case, demand, held, seed)
     if given["engine"] in {"kt", "llama"}:
-        on_cpu = given.get("cpu_layers", model.num_layers)
-        first = model.num_layers - on_cpu
-        held = [model.num_experts if layer >= on_cpu else 0 for layer in model.moe_layers]
-        slots = np.array(held if first else [0] * layers, np.int64)
-        return 1 / run(demand, costs, offload_of(slots, cache="frequency_static", executor="cpu"), seed)[0]
-    slots = _slots(given, case, layers, scale)
+        return _hybrid(case, demand, given, seed)
+    slots = _slots(given, case, layers)
     offload = offload_of(slots, cache=given["policy"], prefetch=given.get("prefetch", "none"))
-    return 1 / run(demand, costs, replace(offload, pooled=given.get("pooled", False)), seed)[0]
+    return 1 / run(demand, case.costs(), replace(offload, pooled=given.get("pooled", False)), seed)[0]
+
+
+def _hybrid(case: Case, demand: Demand, given: Data, seed: int) -> float:
+    """Experts of some layers on the CPU; with ``generated`` tokens, over the whole request instead of decode.
+
+    llama.cpp copies the experts of longer prompts to the device and computes them there.
+    """
+    model = case.model
+    on_cpu = given.get("cpu_layers", model.num_layers)
+    held = [0 if layer < on_cpu else model.num_experts for layer in model.moe_layers]
+    slots = np.array(held, np.int64)
+    static = offload_of(slots, cache="frequency_static", executor="cpu")
+    token_s = run(demand, case.costs(), static, seed)[0]
+    if "generated" not in given:
+        return 1 / token_s
+    tokens = given["prompt"]
+    executor = "cpu" if tokens < OP_OFFLOAD_TOKENS else "device"
+    prompt = demand_for(model, given["like"], seed, tokens=tokens, passes=1)
+    costs = replace(case, context=0).costs(tokens, prefill=True)
+    prompt_s = run(prompt, costs, offload_of(slots, cache="frequency_static", executor=executor), seed)[0]
+    return float(given["generated"] / (prompt_s + given["generated"] * token_s))
 
 
 def _byte_scale(given: Data, model: ModelSpec, dtypes: Dtypes) -> float:
@@ -138,24 +158,12 @@ def q4_k_m_bits(width: int) -> float:
     return (2 * Q4_K_BITS + down) / 3
 
 
-def _scaled(case: Case, scale: float) -> Costs:
-    """Costs with the published bytes of an expert."""
-    costs = case.costs()
-    if scale == 1.0:
-        return costs
-    copy = replace(costs.copy, seconds=float(costs.copy.seconds) * scale)
-    cpu = costs.cpu
-    assert cpu is not None
-    times = cpu.seconds
-    return replace(costs, copy=copy, cpu=replace(cpu, seconds=lambda tokens: times(tokens) * scale))
-
-
-def _slots(given: Data, case: Case, layers: int, scale: float) -> NDArray[np.int64]:
+def _slots(given: Data, case: Case, layers: int) -> NDArray[np.int64]:
     """Experts a layer that the device holds: as published, else as many as fit."""
     if "slots" in given:
         return np.full(layers, given["slots"], np.int64)
     model, dtypes = case.model, case.dtypes
-    one = expert_bytes(model.layers[model.moe_layers[0]], model.hidden_size, dtypes) * scale
+    one = expert_bytes(model.layers[model.moe_layers[0]], model.hidden_size, dtypes) * case.byte_scale
     rest = weight_bytes(model, dtypes) - layers * model.num_experts * one
     room = case.node.device.main_memory.capacity_bytes * (1 - RESERVED_FRACTION) - rest
     return _spread(
@@ -170,12 +178,12 @@ def _spread(total: int, layers: int, *, pooled: bool) -> NDArray[np.int64]:
     return slots
 
 
-def _uncached(case: Case, demand: Demand, scale: float, held: int | None, seed: int) -> float:
+def _uncached(case: Case, demand: Demand, held: int | None, seed: int) -> float:
     """Every expert of a token is copied for each token; or all of a layer that the device has no room for.
 
     ``held``: experts a layer that the memory of the device has room for, filled with whole layers.
     """
-    costs = _scaled(case, scale)
+    costs = case.costs()
     num = 0 if held is None else case.model.num_experts - held
     base, _ = run(
         demand,
@@ -234,21 +242,35 @@ def _shares(data: Data, seed: int, progress: Progress) -> list[Claim]:
     dtypes = Dtypes(weights="fp8", experts="fp8")
     machine, engine = data["machines"][given["machine"]], data["engines"][given["engine"]]
     costs = case_of(machine, engine, model, dtypes, given["context"]).costs()
-    demand = demand_for(model, given["like"], seed)
+    knowing = _request(given, model, seed)
     found = []
     for way in ("random", "uniform", "front", "frequency", "dynamic"):
         progress(f"{given['model']}, experts chosen {way}")
+        demand = knowing["prompt" if way == "dynamic" else "traffic"]
+        cache = "frequency_static" if way in {"frequency", "dynamic"} else "random_static"
         for percent, published in zip(given["percent"], given[way], strict=True):
             slots = _placed(way, percent / 100, demand, seed)
-            cache, known = _policy(way, demand)
-            seconds, _ = run(known, costs, offload_of(slots, cache=cache, executor="cpu"), seed)
+            seconds, _ = run(demand, costs, offload_of(slots, cache=cache, executor="cpu"), seed)
             name = f"{given['model']}, {percent} % of experts on the GPUs, {way}"
             found.append(Claim(name, given["source"], "tokens_per_s", published, 1 / seconds, TOLERANCE))
     return found
 
 
+def _request(given: Data, model: ModelSpec, seed: int) -> dict[str, Demand]:
+    """Decode of one request by what a placement knows: recorded traffic of others, or its own prompt."""
+    shape = (len(model.moe_layers), model.num_experts, model.top_k)
+    length = given["context"] + WARM_PASSES + PASSES
+    *others, own = requests_like(given["like"], shape, length, PROFILED_REQUESTS + 1, seed)
+    known = {
+        "traffic": np.sum([other.counts() for other in others], axis=0),
+        "prompt": own.window(0, given["context"]).counts(),
+    }
+    decode = own.window(given["context"], length)
+    return {name: demand_of(decode, 1, prior_counts=counts) for name, counts in known.items()}
+
+
 def _placed(way: str, share: float, demand: Demand, seed: int) -> NDArray[np.int64]:
-    """Slots of each layer."""
+    """Slots of each layer: as many of each where the placement follows a prompt."""
     layers, experts = demand.num_layers, demand.num_experts
     total = round(share * layers * experts)
     if way == "front":
@@ -256,23 +278,7 @@ def _placed(way: str, share: float, demand: Demand, seed: int) -> NDArray[np.int
     if way == "random":
         drawn = rng_for(seed, "validate/shares").permutation(layers * experts)[:total] // experts
         return np.bincount(drawn, minlength=layers).astype(np.int64)
-    if way in {"frequency", "dynamic"} and demand.prior_counts is not None:
+    if way == "frequency" and demand.prior_counts is not None:
         best = np.argsort(-demand.prior_counts.ravel(), kind="stable")[:total] // experts
         return np.bincount(best, minlength=layers).astype(np.int64)
     return np.full(layers, round(share * experts), np.int64)
-
-
-def _policy(way: str, demand: Demand) -> tuple[str, Demand]:
-    """Cache policy, and the traffic that it knows: the request's own beginning where placement is dynamic."""
-    if way in {"random", "uniform", "front"}:
-        return "random_static", demand
-    if way == "dynamic":
-        return "frequency_static", replace(demand, prior_counts=known_counts(_beginning(demand)))
-    return "frequency_static", demand
-
-
-def _beginning(demand: Demand) -> Demand:
-    """The passes before those that are measured."""
-    return replace(
-        demand, ids=demand.ids[:WARM_PASSES], tokens=demand.tokens[:WARM_PASSES], prior_counts=None
-    )

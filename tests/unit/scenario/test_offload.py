@@ -33,9 +33,16 @@ def test_a_cache_below_one_tokens_experts_is_refused():
         build_offload(resolved("memory.cache.slots_per_layer=1"))
 
 
-def test_a_cache_beyond_the_device_is_refused_with_what_fits():
+@pytest.mark.parametrize("slots", [7, 8, 64])
+def test_a_cache_beyond_the_device_is_refused_with_what_fits_also_when_it_names_every_expert(slots):
     with pytest.raises(InfeasibleError, match="accepted: at most 1 slots a layer"):
-        build_offload(resolved("memory.cache.slots_per_layer=7"))
+        build_offload(resolved(f"memory.cache.slots_per_layer={slots}"))
+
+
+def test_a_cache_of_all_experts_that_fit_holds_all():
+    everything = "memory.cache.slots_per_layer=64"
+    large = "cluster.node.device.memory.gddr.capacity_bytes=200e9"
+    assert build_offload(resolved(everything, large)).tiers.slots.tolist() == [8] * 32
 
 
 def test_tiers_that_cannot_hold_the_model_are_refused():
