@@ -204,7 +204,7 @@ def _switching(given: Data, cluster: Cluster) -> list[Claim]:
             float(value),
             ours,
             GAIN_TOLERANCE,
-            note="volumes over the NIC's rate: copies for shards of one node cross the network each",
+            note="volumes over the NIC's rate; tokens and sharing devices are assumed",
         )
         for end, value, ours in ends
     ]
