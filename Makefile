@@ -4,6 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Byte code is written when a module is first imported: compiling all of them takes half of an installation.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check
+# It is kept in the environment, also where the shell forbids to write it beside the sources: a suite of many
+# processes would else compile the same libraries in each.
+export PYTHONDONTWRITEBYTECODE :=
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/bytecode
 # CAPTURE=1 also installs torch and transformers and runs the tests of trace capture.
 CAPTURE ?=
 TORCH ?= torch==2.13.0

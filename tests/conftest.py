@@ -1,5 +1,10 @@
 """Puts this folder on the import path, so that any test can import the shared ``strategies``."""
 
+import os
+
+# two workers on two cores each, and small matrices: threads of the linear algebra would only contend
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="record the golden files anew")

@@ -114,4 +114,6 @@ def moesim(
 
 def main() -> None:
     """Entry point of the console script."""
+    # matrices here are small: threads of numpy's linear algebra double the processor time and shorten nothing
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app()

@@ -28,17 +28,19 @@ def command(
     title: Annotated[str | None, typer.Option(help="Title of the page; default: that of the run.")] = None,
 ) -> None:
     """Write one HTML report of finished runs, and the figures of a single one."""
-    from moesim.report.figures import write_figures  # noqa: PLC0415
+    from moesim.report.figures import drawn  # noqa: PLC0415
     from moesim.report.page import write_page  # noqa: PLC0415
+    from moesim.report.style import save_pngs  # noqa: PLC0415
 
     if out is None and len(run_dirs) > 1:
         raise InputError([Problem("--out", "missing (required for more than one RUN_DIR)")])
     documents = [_read(folder / "run.json") for folder in run_dirs]
     folder = out or run_dirs[0]
     heading = title or (documents[0]["title"] if len(documents) == 1 else f"{len(documents)} runs of moesim")
-    written = [write_page(documents, folder / "report.html", title=heading)]
+    figures = [drawn(document) for document in documents]
+    written = [write_page(documents, figures, folder / "report.html", title=heading)]
     if len(documents) == 1:
-        written += write_figures(documents[0], folder)
+        written += save_pngs(figures[0], folder)
     for path in written:
         typer.echo(str(path))
 

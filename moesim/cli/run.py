@@ -176,8 +176,8 @@ def write_run(outcome: AnyOutcome, folder: Path, timing: dict[str, Any] | None =
     """Everything a run leaves behind, in ``folder``; the report comes first."""
     from moesim.report.page import write_page  # noqa: PLC0415
 
-    document, written = _write_parts(outcome, folder, timing)
-    return [write_page([document], folder / "report.html", title=document["title"]), *written]
+    document, figures, written = _write_parts(outcome, folder, timing)
+    return [write_page([document], [figures], folder / "report.html", title=document["title"]), *written]
 
 
 def write_results(outcomes: Sequence[AnyOutcome], folder: Path, *, title: str) -> list[Path]:
@@ -185,24 +185,27 @@ def write_results(outcomes: Sequence[AnyOutcome], folder: Path, *, title: str) -
     from moesim.report.page import write_page  # noqa: PLC0415
 
     parts = [_write_parts(outcome, folder / outcome.built.scenario.name) for outcome in outcomes]
-    page = write_page([document for document, _ in parts], folder / "report.html", title=title)
-    return [page, *(path for _, written in parts for path in written)]
+    documents, figures, written = zip(*parts, strict=True)
+    page = write_page(documents, figures, folder / "report.html", title=title)
+    return [page, *(path for paths in written for path in paths)]
 
 
 def _write_parts(
     outcome: AnyOutcome, folder: Path, timing: dict[str, Any] | None = None
-) -> tuple[dict[str, Any], list[Path]]:
-    """Document of a run beside its run.json, figures and timeline."""
+) -> tuple[dict[str, Any], dict[str, Any], list[Path]]:
+    """Document and figures of a run beside its run.json, its PNG files and its timeline."""
     from moesim.files import write_json  # noqa: PLC0415
     from moesim.report.chrome_trace import excerpt, write_timeline  # noqa: PLC0415
-    from moesim.report.figures import write_figures  # noqa: PLC0415
+    from moesim.report.figures import drawn  # noqa: PLC0415
+    from moesim.report.style import save_pngs  # noqa: PLC0415
 
     simulated = outcome.simulated
     document = outcome.result.document()
     if simulated is not None:
         document["views"]["timeline"] = excerpt(simulated.program, simulated.recorded)
     written = [write_json(folder / "run.json", document | ({"timing": timing} if timing else {}))]
-    written += write_figures(document, folder)
+    figures = drawn(document)
+    written += save_pngs(figures, folder)
     if simulated is not None:
         written.append(write_timeline(simulated.program, simulated.recorded, folder / "timeline.json.gz"))
-    return document, written
+    return document, figures, written

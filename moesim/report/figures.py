@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moesim.report.expert_figures import comparison, expert_load, rank_load, traffic
 from moesim.report.link_figures import crowd, links
 from moesim.report.offload_figures import cache_curve, lanes
 from moesim.report.pipeline_figure import pipeline
 from moesim.report.serving_figures import batches, latency_curves, service_over_time
-from moesim.report.style import Document, Draw, save_pngs
+from moesim.report.style import Document, Draw
 from moesim.report.time_figures import breakdown, memory, sensitivity, timeline
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FIGURES: dict[str, Draw] = {
     "latency_curves": latency_curves,
@@ -33,6 +36,7 @@ FIGURES: dict[str, Draw] = {
 """Figures of a run in the order of the page."""
 
 
-def write_figures(document: Document, folder: Path) -> list[Path]:
-    """PNG file of every figure the document has data for."""
-    return save_pngs({name: draw(document) for name, draw in FIGURES.items()}, folder)
+def drawn(document: Document) -> dict[str, Figure]:
+    """Every figure the document has data for, for its page and its PNG files alike."""
+    figures = ((name, draw(document)) for name, draw in FIGURES.items())
+    return {name: figure for name, figure in figures if figure is not None}

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from moesim.files import write_text
-from moesim.report.figures import FIGURES
 from moesim.report.serving_figures import service_points
 from moesim.report.serving_loads import service_loads
 from moesim.report.style import svg_text
 from moesim.units import fmt_quantity, unit_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Figures: TypeAlias = Mapping[str, "Figure"]
 
 GRADE_ORDER = ("assumed", "roofline", "fitted", "interpolated", "measured", "datasheet")
 """Sources are listed with the weakest evidence first."""
@@ -61,13 +65,15 @@ OVERVIEWS = {"service_loads": service_loads, "service_points": service_points}
 """Figures over all runs of a page."""
 
 
-def write_page(documents: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> Path:
+def write_page(
+    documents: Sequence[Mapping[str, Any]], figures: Sequence[Figures], path: Path, *, title: str
+) -> Path:
     """HTML page over ``documents`` at ``path``; the same documents give the same bytes."""
-    return write_text(path, page_text(documents, title=title))
+    return write_text(path, page_text(documents, figures, title=title))
 
 
-def page_text(documents: Sequence[Mapping[str, Any]], *, title: str) -> str:
-    """The page as text."""
+def page_text(documents: Sequence[Mapping[str, Any]], figures: Sequence[Figures], *, title: str) -> str:
+    """The page as text; ``figures`` are of :func:`moesim.report.figures.drawn`, one mapping a document."""
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415
     from markupsafe import Markup  # noqa: PLC0415
 
@@ -81,7 +87,10 @@ def page_text(documents: Sequence[Mapping[str, Any]], *, title: str) -> str:
     environment.filters["percent"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["described"] = described
     titles = [document["title"] for document in documents]
-    sections = [_section(number, document, titles, Markup) for number, document in enumerate(documents, 1)]
+    sections = [
+        _section(number, document, drawn, titles, Markup)
+        for number, (document, drawn) in enumerate(zip(documents, figures, strict=True), 1)
+    ]
     overview = []
     for name, draw in OVERVIEWS.items():
         figure = draw(documents)
@@ -91,7 +100,11 @@ def page_text(documents: Sequence[Mapping[str, Any]], *, title: str) -> str:
 
 
 def _section(
-    number: int, document: Mapping[str, Any], titles: Sequence[str], markup: Callable[[str], Any]
+    number: int,
+    document: Mapping[str, Any],
+    drawn: Figures,
+    titles: Sequence[str],
+    markup: Callable[[str], Any],
 ) -> dict[str, Any]:
     name, heading = f"run-{number}", document["title"]
     if titles.count(heading) > 1:
@@ -101,7 +114,7 @@ def _section(
         "heading": heading,
         "document": document,
         "headline": document["metrics"][document["headline"]],
-        "chapters": list(_chapters(name, document, markup)),
+        "chapters": list(_chapters(name, drawn, markup)),
         "comparison": document["views"].get("comparison", ()),
         "sources": _by_grade(document.get("sources", ())),
         "num_sources": len(document.get("sources", ())),
@@ -109,20 +122,17 @@ def _section(
     }
 
 
-def _chapters(name: str, document: Mapping[str, Any], markup: Callable[[str], Any]) -> list[dict[str, Any]]:
+def _chapters(name: str, drawn: Figures, markup: Callable[[str], Any]) -> Iterator[dict[str, Any]]:
     """Headings with their drawn figures; those without any are left out."""
-    chapters = []
     for heading, names in CHAPTERS.items():
-        figures = []
-        for figure_name in names:
-            figure = FIGURES[figure_name](document)
-            if figure is not None:
-                # drawn by matplotlib, which escapes every text it is given
-                svg = markup(svg_text(figure, f"{name}-{figure_name}"))
-                figures.append({"name": figure_name, "svg": svg, "caption": CAPTIONS[figure_name]})
+        # drawn by matplotlib, which escapes every text it is given
+        figures = [
+            {"name": part, "svg": markup(svg_text(drawn[part], f"{name}-{part}")), "caption": CAPTIONS[part]}
+            for part in names
+            if part in drawn
+        ]
         if figures:
-            chapters.append({"heading": heading, "figures": figures})
-    return chapters
+            yield {"heading": heading, "figures": figures}
 
 
 def _by_grade(sources: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

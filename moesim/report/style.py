@@ -191,6 +191,15 @@ def byte_ticks(axis: Axis, high_bytes: float, most: int = 7) -> None:
     axis.set_major_formatter(lambda value, _: fmt_bytes(value).replace(".00", "").replace(".0", ""))
 
 
+def _laid_out(figure: Figure) -> Figure:
+    """Figure whose parts have their places, found once for whatever draws it and as often as it is drawn."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+    return figure
+
+
 def svg_text(figure: Figure, name: str) -> str:
     """Figure as an SVG element for a page, the same text for the same figure.
 
@@ -199,7 +208,9 @@ def svg_text(figure: Figure, name: str) -> str:
     """
     buffer = io.StringIO()
     with theme():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        _laid_out(figure).savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     whole = buffer.getvalue()
     head, body = whole[whole.index("<svg") :].split(">", 1)
     box = re.findall(r'viewBox="[^"]*"', head)[0]
@@ -221,5 +232,7 @@ def save_png(figure: Figure, path: Path) -> Path:
     """Figure as a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with theme():
-        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+        _laid_out(figure).savefig(
+            buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None}
+        )
     return write_bytes(path, buffer.getvalue())

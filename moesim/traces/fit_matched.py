@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from moesim.errors import InputError
 from moesim.traces.description import PREFILL
 from moesim.traces.matched import (
+    BIAS_ROUNDS,
     PERSISTENCES,
     MatchedParameters,
-    balanced_bias,
     likings,
     matched_trace,
     normalised,
@@ -23,7 +24,7 @@ from moesim.traces.matched import (
 from moesim.traces.routing import ExpertIds, RoutingTrace
 from moesim.traces.slices import by_layer
 from moesim.traces.statistics import lru_hit_fraction, mutual_information_nats
-from moesim.traces.synthetic import choose, inclusion_targets
+from moesim.traces.synthetic import balanced_bias, choose, inclusion_targets
 
 LAGS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Distances at which repetition is measured. [tokens]"""
@@ -178,7 +179,7 @@ def overlap_curve(parameters: MatchedParameters, seed: int, points: int = 9) -> 
         likes = likings(parameters, targets.shape[1], rng)
         first = rng.standard_normal(shape, dtype=np.float32)
         other = rng.standard_normal(shape, dtype=np.float32)
-        bias = balanced_bias(targets[layer], first @ likes, parameters.top_k)
+        bias = balanced_bias(targets[layer], first @ likes, parameters.top_k, rates_of, BIAS_ROUNDS)
         before = choose(rates_of(first @ likes + bias), parameters.top_k, rng).astype(np.uint16)
         for row, correlation in enumerate(np.linspace(0.0, 1.0, points)):
             mixed = np.float32(correlation) * first + np.float32(np.sqrt(1 - correlation**2)) * other
@@ -194,12 +195,12 @@ def _mixture(correlations: NDArray[np.float64]) -> NDArray[np.float64]:
     terms = np.array(PERSISTENCES)[None, :] ** lags[:, None]
     system = np.vstack([terms * weight[:, None], np.full(len(PERSISTENCES), _SUM_WEIGHT)])
     wanted = np.append(correlations * weight, _SUM_WEIGHT)
-    gram, moment = system.T @ system, system.T @ wanted
-    shares = np.full(len(PERSISTENCES), 1.0 / len(PERSISTENCES))
+    gram, moment = (system.T @ system).tolist(), (system.T @ wanted).tolist()
+    shares = [1.0 / len(PERSISTENCES)] * len(PERSISTENCES)
     for _ in range(_DESCENT_ROUNDS):
-        for i in range(shares.size):
-            shares[i] = max(0.0, shares[i] - (gram[i] @ shares - moment[i]) / gram[i, i])
-    return shares
+        for i, row in enumerate(gram):
+            shares[i] = max(0.0, shares[i] - (sum(map(mul, row, shares)) - moment[i]) / row[i])
+    return np.array(shares)
 
 
 def _caching(

@@ -29,14 +29,13 @@ from moesim.traces.arrays import fault
 from moesim.traces.description import DECODE, PREFILL, TraceInfo, id_dtype
 from moesim.traces.interchange import json_value
 from moesim.traces.routing import ExpertIds, RoutingTrace
-from moesim.traces.synthetic import CHUNK_VALUES, check_shape, choose, inclusion_targets, race_weights
+from moesim.traces.synthetic import CHUNK_VALUES, balanced_bias, check_shape, choose, inclusion_targets
 
 Share = Annotated[float, Field(ge=0, le=1)]
 PERSISTENCES = (0.0, 0.5, 0.75, 0.9, 0.97, 0.995, 1.0)
 """Autocorrelation from a token to the next of each part of the context; 1 is constant in a request."""
 _PILOT_TOKENS = 768
-_BIAS_ROUNDS = 14
-_STOP_ROUNDS = 2
+BIAS_ROUNDS = 14
 _LOG_RATE_MIN = -60.0
 _LOAD_MIN = 0.001
 _SUM_TOLERANCE = 0.01
@@ -274,35 +273,6 @@ def rates_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return result
 
 
-def balanced_bias(
-    targets: NDArray[np.float64], scores: NDArray[np.float32], top_k: int
-) -> NDArray[np.float32]:
-    """Log-rates that give each expert its target load averaged over sample contexts, ``(experts,)``.
-
-    Parameters
-    ----------
-    targets : ndarray, ``(experts,)``
-        Inclusion probabilities that sum to ``top_k``. [-]
-    scores : ndarray, ``(samples, experts)``
-        Context part of the log-rates. [-]
-    """
-    wanted = np.log(race_weights(targets))
-    bias = wanted.astype(np.float32)
-    if top_k >= targets.size:
-        return bias
-    stop = np.ones((len(scores), 1), np.float32)
-    for _ in range(_BIAS_ROUNDS):
-        rates = rates_of(scores + bias)
-        for _ in range(_STOP_ROUNDS):
-            # the race of each sample stops when top_k experts are expected to have finished
-            stop *= top_k / np.maximum(
-                (-np.expm1(-rates * stop)).sum(axis=1, keepdims=True), np.float32(_LOAD_MIN)
-            )
-        reached = (-np.expm1(-rates * stop)).mean(axis=0, dtype=np.float64)
-        bias += (wanted - np.log(race_weights(reached))).astype(np.float32)
-    return bias
-
-
 def _choose_layer(
     parameters: MatchedParameters,
     targets: NDArray[np.float64],
@@ -313,7 +283,8 @@ def _choose_layer(
     """Choices of one layer written into ``out (tokens, top_k)``."""
     tokens, top_k = out.shape
     likes = likings(parameters, targets.size, rng)
-    bias = balanced_bias(targets, seen[:: -(-tokens // _PILOT_TOKENS)] @ likes, top_k)
+    pilot = seen[:: -(-tokens // _PILOT_TOKENS)] @ likes
+    bias = balanced_bias(targets, pilot, top_k, rates_of, BIAS_ROUNDS)
     chunk = max(1, CHUNK_VALUES // targets.size)
     for start in range(0, tokens, chunk):
         out[start : start + chunk] = choose(rates_of(seen[start : start + chunk] @ likes + bias), top_k, rng)

@@ -8,6 +8,7 @@ therefore solved from the wanted load.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ INCLUSION_MAX = 0.98
 TOKENS_PER_REQUEST = 256
 _EDGE = 2.0**-24
 _SOLVER_ROUNDS = 60
+_ID_BITS = 32
+_STOP_ROUNDS = 2
+_LOAD_MIN = 0.001
 
 
 def check_shape(num_tokens: int, num_layers: int, num_experts: int, top_k: int) -> None:
@@ -89,12 +93,55 @@ def choose(rates: NDArray[np.float32], top_k: int, rng: np.random.Generator) -> 
     """First ``top_k`` of an exponential race, winner first, ``(..., experts)`` to ``(..., top_k)``."""
     times = rng.standard_exponential(rates.shape, dtype=np.float32)
     times /= rates
-    if top_k < rates.shape[-1]:
-        first = np.argpartition(times, top_k - 1, axis=-1)[..., :top_k]
-    else:
-        first = np.broadcast_to(np.arange(top_k), times.shape)
-    order = np.argsort(np.take_along_axis(times, first, axis=-1), axis=-1)
-    return np.take_along_axis(first, order, axis=-1)
+    # bits of a positive time order as the time does; with the expert below them, numpy's fast partition
+    # of values stands for its slow one of indices
+    keys = times.view(np.uint32).astype(np.uint64)
+    keys <<= np.uint64(_ID_BITS)
+    keys |= np.arange(times.shape[-1], dtype=np.uint64)
+    if top_k < times.shape[-1]:
+        keys.partition(top_k - 1, axis=-1)
+    first = np.sort(keys[..., :top_k], axis=-1)
+    return (first & np.uint64(2**_ID_BITS - 1)).astype(np.int64)
+
+
+def balanced_bias(
+    targets: NDArray[np.float64],
+    scores: NDArray[np.float32],
+    top_k: int,
+    rates_of: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    rounds: int,
+) -> NDArray[np.float32]:
+    """Log-rates that give each expert its target load averaged over sample contexts, ``(experts,)``.
+
+    Parameters
+    ----------
+    targets : ndarray, ``(experts,)``
+        Inclusion probabilities that sum to ``top_k``. [-]
+    scores : ndarray, ``(samples, experts)``
+        Context part of the log-rates. [-]
+    rates_of : function
+        Race rates of log-rates.
+    rounds : int
+        Corrections of the bias, each by what the last one missed. [-]
+    """
+    wanted = np.log(race_weights(targets))
+    bias = wanted.astype(np.float32)
+    experts = targets.size
+    if top_k >= experts:
+        return bias
+    stop = np.ones((len(scores), 1), np.float32)
+    left = np.empty_like(scores)
+    for _ in range(rounds):
+        rates = rates_of(scores + bias)
+        np.negative(rates, out=rates)
+        for _ in range(_STOP_ROUNDS):
+            # the race of each sample stops when top_k experts are expected to have finished
+            np.exp(np.multiply(rates, stop, out=left), out=left)
+            stop *= top_k / np.maximum(experts - left.sum(axis=1, keepdims=True), np.float32(_LOAD_MIN))
+        np.exp(np.multiply(rates, stop, out=left), out=left)
+        reached = 1.0 - left.mean(axis=0, dtype=np.float64)
+        bias += (wanted - np.log(race_weights(reached))).astype(np.float32)
+    return bias
 
 
 def independent_choices(

@@ -12,9 +12,9 @@ from moesim.report import captions
 from moesim.report import page as page_module
 from moesim.report.chrome_trace import excerpt, write_timeline
 from moesim.report.document import check_document
-from moesim.report.figures import FIGURES, write_figures
+from moesim.report.figures import FIGURES, drawn
 from moesim.report.page import page_text
-from moesim.report.style import INK, PAPER, byte_ticks
+from moesim.report.style import INK, PAPER, byte_ticks, save_pngs
 from moesim.scenario.compare import compare_placements
 from moesim.scenario.resolve import resolve
 from moesim.scenario.run import run
@@ -74,7 +74,7 @@ class Checker(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(document):
-    return page_text([document, document], title="Two runs")
+    return page_text([document, document], [drawn(document), drawn(document)], title="Two runs")
 
 
 def test_page_is_well_formed_and_self_contained(page):
@@ -128,7 +128,7 @@ def test_hostile_strings_are_inert(document):
     changed["sources"][0]["source"] = changed["sources"][1]["grade"] = attack
     changed["views"]["timeline"]["rows"][0]["spans"][0][0] = attack
     changed["memory"]["per_rank"][0]["parts"][attack] = 1e11
-    page = page_text([changed], title=attack)
+    page = page_text([changed], [drawn(changed)], title=attack)
     assert "<script" not in page
     assert page.count("&lt;script") > 10
 
@@ -139,14 +139,14 @@ def test_hostile_strings_are_inert(document):
 def test_names_of_any_shape_are_drawn_as_they_are(document, name):
     row = document["breakdown"][0] | {"name": name}
     bare = {**document, "views": {}, "memory": {}, "sensitivity": [], "breakdown": [row]}
-    page = page_text([bare], title=name)
+    page = page_text([bare], [drawn(bare)], title=name)
     assert page.count("<figure") == 1
 
 
 def test_a_document_without_views_still_makes_a_page(document):
     bare = {**document, "views": {}, "memory": {}, "sensitivity": [], "sources": []}
     check_document(bare, "bare")
-    page = page_text([bare], title="bare")
+    page = page_text([bare], [drawn(bare)], title="bare")
     assert page.count("<figure") == 1
     assert "What limits it" not in page
 
@@ -204,7 +204,7 @@ def test_values_are_told_with_one_unit():
 def test_figures_are_png_files_and_not_blank(document, tmp_path):
     from matplotlib.image import imread
 
-    written = write_figures(document, tmp_path)
+    written = save_pngs(drawn(document), tmp_path)
     assert {path.stem for path in written} == OF_A_STEP
     for path in written:
         pixels = imread(path)[..., :3]

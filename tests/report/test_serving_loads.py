@@ -37,7 +37,7 @@ def test_a_service_is_followed_up_to_where_it_misses_its_objectives(run):
     assert services(runs, "concurrency") == []
     assert "meet the objectives: a up to 2/s" in svg_text(service_loads([*runs, alone]), "loads")
     assert service_loads([alone]) is None
-    text = page_text(runs[:2], title="loads")
+    text = page_text(runs[:2], [{}, {}], title="loads")
     assert "meet the objectives: a up to 2/s" in text
     assert "a_4: Qwen3-30B" in text
 

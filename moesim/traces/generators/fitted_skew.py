@@ -21,11 +21,11 @@ from moesim.traces.routing import ExpertIds, RoutingTrace
 from moesim.traces.synthetic import (
     CHUNK_VALUES,
     TOKENS_PER_REQUEST,
+    balanced_bias,
     check_shape,
     choose,
     generated_trace,
     inclusion_targets,
-    race_weights,
     shuffled_by_layer,
 )
 
@@ -60,7 +60,6 @@ DEFAULT_CURVE = (
 DEFAULT_EXPERTS = 64
 _PILOT_TOKENS = 384
 _BIAS_ROUNDS = 12
-_STOP_ROUNDS = 2
 
 
 @generators.register("fitted_skew")
@@ -123,7 +122,8 @@ class FittedSkew:
             context = np.float32(common) * shared + np.float32(apart) * own
             likes = rng.standard_normal((CONTEXT_SIZE, experts), dtype=np.float32)
             likes *= np.float32(self.context_strength) / np.linalg.norm(likes, axis=0)
-            bias = fitted_bias(targets[layer], context[:: -(-num_tokens // _PILOT_TOKENS)] @ likes, top_k)
+            pilot = context[:: -(-num_tokens // _PILOT_TOKENS)] @ likes
+            bias = balanced_bias(targets[layer], pilot, top_k, np.exp, _BIAS_ROUNDS)
             for start in range(0, num_tokens, chunk):
                 rates = np.exp(context[start : start + chunk] @ likes + bias)
                 ids[start : start + chunk, layer] = choose(rates, top_k, rng)
@@ -163,28 +163,3 @@ def drifting_context(num_tokens: int, persistence: float, rng: np.random.Generat
         for step in range(1, TOKENS_PER_REQUEST):
             context[step] = np.float32(persistence) * context[step - 1] + fresh * context[step]
     return context.swapaxes(0, 1).reshape(-1, CONTEXT_SIZE)[:num_tokens]
-
-
-def fitted_bias(targets: NDArray[np.float64], scores: NDArray[np.float32], top_k: int) -> NDArray[np.float32]:
-    """Log-rates that give each expert its target load averaged over sample contexts, ``(experts,)``.
-
-    Parameters
-    ----------
-    targets : ndarray, ``(experts,)``
-        Inclusion probabilities that sum to ``top_k``. [-]
-    scores : ndarray, ``(samples, experts)``
-        Context part of the log-rates. [-]
-    """
-    wanted = np.log(race_weights(targets))
-    if top_k >= targets.size:
-        return wanted.astype(np.float32)
-    bias = wanted.astype(np.float32)
-    stop = np.ones((len(scores), 1), np.float32)
-    for _ in range(_BIAS_ROUNDS):
-        rates = np.exp(scores + bias)
-        for _ in range(_STOP_ROUNDS):
-            # the race of each sample stops when top_k experts are expected to have finished
-            stop *= top_k / (-np.expm1(-rates * stop)).sum(axis=1, keepdims=True)
-        reached = (-np.expm1(-rates * stop)).mean(axis=0, dtype=np.float64)
-        bias += (wanted - np.log(race_weights(reached))).astype(np.float32)
-    return bias
