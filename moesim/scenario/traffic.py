@@ -42,8 +42,10 @@ class Traffic:
     files: tuple[Path, ...] = ()
 
 
-def load_traffic(section: RoutingSection, model: ModelSpec, step_tokens: int, seed: int) -> Traffic:
-    """Traffic for ``model``: a recorded trace, checked against it, or a generated one.
+def load_traffic(
+    section: RoutingSection, model: ModelSpec, step_tokens: int, seed: int, *, longer: int = 1
+) -> Traffic:
+    """Traffic for ``model``: a recorded trace, checked against it, or a generated one ``longer`` times over.
 
     Raises
     ------
@@ -68,7 +70,7 @@ def load_traffic(section: RoutingSection, model: ModelSpec, step_tokens: int, se
     else:
         assert section.generator is not None  # the schema demands one of the two
         generator = generators.build(section.generator, section.params, field="routing")
-        wanted = min(max(GENERATED_TOKENS[0], 2 * step_tokens), GENERATED_TOKENS[1])
+        wanted = longer * min(max(GENERATED_TOKENS[0], 2 * step_tokens), GENERATED_TOKENS[1])
         trace = _generated(generator, wanted, (layers, model.num_experts, model.top_k), seed)
         warnings.append(f"routing is generated ({section.generator}), not recorded from {model.name}")
     fit, held_out = _split(trace, section.fit_fraction)

@@ -56,6 +56,12 @@ class TrainingSection(BaseModel):
     sequence_length: int = Field(4096, ge=1, description="tokens of a sequence")
     micro_batch_size: int = Field(1, ge=1, description="sequences of a microbatch in each replica")
     global_batch_size: int = Field(256, ge=1, description="sequences of a step")
+    text_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="mean length of the texts that sequences are packed from, each with its own routing; "
+        "default: a sequence is one text",
+    )
     schedule: ScheduleSection = ScheduleSection()
     overlap: ExpertOverlapSection = Field(
         ExpertOverlapSection(), description="what of an expert layer's exchanges runs under its experts"

@@ -35,6 +35,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PERSISTENCES = (0.0, 0.5, 0.75, 0.9, 0.97, 0.995, 1.0)
 """Autocorrelation from a token to the next of each part of the context; 1 is constant in a request."""
 _PILOT_TOKENS = 768
+_FEW_EXPERTS = 32
+_PILOT_TOKENS_OF_FEW = 8192
+"""A rank often holds one of few experts, whose error is imbalance: Mixtral's eight come out within 1.5 % of
+their loads, 4.7 % with 768 tokens (root of mean squares over 56 layers, 32,768 tokens). [tokens]"""
 BIAS_ROUNDS = 14
 _LOG_RATE_MIN = -60.0
 _LOAD_MIN = 0.001
@@ -283,8 +287,8 @@ def _choose_layer(
     """Choices of one layer written into ``out (tokens, top_k)``."""
     tokens, top_k = out.shape
     likes = likings(parameters, targets.size, rng)
-    pilot = seen[:: -(-tokens // _PILOT_TOKENS)] @ likes
-    bias = balanced_bias(targets, pilot, top_k, rates_of, BIAS_ROUNDS)
+    pilot = _PILOT_TOKENS_OF_FEW if targets.size < _FEW_EXPERTS else _PILOT_TOKENS
+    bias = balanced_bias(targets, seen[:: -(-tokens // pilot)] @ likes, top_k, rates_of, BIAS_ROUNDS)
     chunk = max(1, CHUNK_VALUES // targets.size)
     for start in range(0, tokens, chunk):
         out[start : start + chunk] = choose(rates_of(seen[start : start + chunk] @ likes + bias), top_k, rng)

@@ -71,10 +71,8 @@ class Step(_Strict):
 
     Attributes
     ----------
-    name, model, cluster : str
-        Of the recipe; of the bundled model and machine.
-    precision, attention_precision : str
-        Of products of weights, and of attention's.
+    name, model, cluster, precision, attention_precision : str
+        Of the recipe, the bundled model and machine; formats of products of weights, and of attention's.
     layout : str or None
         Pipeline layout in Megatron-Core's letters, see :func:`parts_of`; None: as even as may be.
     micro_batch, global_batch : int
@@ -87,8 +85,10 @@ class Step(_Strict):
         Multiprocessors that the exchange keeps busy. [-]
     capacity_factor : float or None
         Room of an expert over its even share; None: dropless. [-]
-    node_limit, fused_sinks
-        Most nodes a token is sent to; whether attention with learnt sinks is one kernel.
+    node_limit, fused_sinks, text_tokens
+        Most nodes a token is sent to; attention with learnt sinks in one kernel; mean length of packed texts.
+    routing : str
+        Balance forced, of a trained model, or of one in its first hundred steps.
     source, assumed
         Where the settings are from, and what is not said there.
     """
@@ -111,7 +111,8 @@ class Step(_Strict):
     recompute: dict[str, Any] = {}
     overlap: Overlap = Overlap()
     cuda_graph: Literal["none", "partial", "full"] = "none"
-    routing: Literal["forced", "natural"] = "forced"
+    routing: Literal["forced", "natural", "started"] = "forced"
+    text_tokens: int | None = Field(None, ge=1)
     capacity_factor: float | None = None
     node_limit: int | None = None
     states: dict[str, Any] = {}

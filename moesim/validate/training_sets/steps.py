@@ -41,6 +41,13 @@ PERCENT = 100.0
 ROOM_RATIO = 8.0
 NATURAL = {"generator": "fitted_skew", "num_batches": 4}
 FORCED = {"generator": "balanced"}
+RECORDED: Mapping[str, str] = {
+    "qwen3_235b_a22b": "qwen3_30b_a3b",
+    "qwen3_30b_a3b": "qwen3_30b_a3b",
+    "mixtral_8x7b": "mixtral_8x7b",
+    "mixtral_8x22b": "mixtral_8x7b",
+}
+"""Fitted routing whose recording stands for a trained model's: its own, or a sibling's of equal experts."""
 EXCHANGES: Mapping[str, Mapping[str, Any]] = {
     "alltoall": {"exchange": "pairwise", "deduplicate": "expert"},
     "deepep": {"deduplicate": "node"},
@@ -252,9 +259,22 @@ def scenario_of(step: Step) -> dict[str, Any]:
     }
     if step.exchange_sms is not None:
         scenario["network"]["sms"] = step.exchange_sms
+    if step.text_tokens is not None:
+        scenario["training"]["text_tokens"] = step.text_tokens
     if not dense:
-        scenario["routing"] = NATURAL if step.routing == "natural" else FORCED
+        scenario["routing"] = routing_of(step)
     return scenario
+
+
+def routing_of(step: Step) -> dict[str, Any]:
+    """Section ``routing`` of a step: recorded loads of the model's family, else a stand-in.
+
+    Nobody recorded routers in their first hundred steps.
+    """
+    if step.routing == "forced":
+        return FORCED
+    like = RECORDED.get(step.model) if step.routing == "natural" else None
+    return NATURAL if like is None else NATURAL | {"generator": "matched", "like": like}
 
 
 def schedule_of(step: Step) -> str:

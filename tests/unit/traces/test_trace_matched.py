@@ -22,7 +22,8 @@ from moesim.traces.matched import (
 from moesim.traces.statistics import gini_fraction
 from moesim.traces.store import verify_trace
 
-SHIPPED = sorted((Path(__file__).resolve().parents[3] / "traces" / "matched").glob("*.json"))
+MATCHED = Path(__file__).resolve().parents[3] / "traces" / "matched"
+SHIPPED = sorted(MATCHED.glob("*.json"))
 
 
 def parameters(**changed):
@@ -57,6 +58,21 @@ def test_load_of_every_expert_is_the_measured_one():
     assert trace.info.layer_indices == given.layer_indices
     assert trace.info.evidence == "assumed"
     assert np.bincount(trace.request_index).tolist() == [100] * 60
+
+
+def test_one_of_eight_experts_is_not_busier_than_recorded():
+    four = read_parameters(MATCHED / "mixtral_8x7b.json")
+    four = replace(four, layer_indices=four.layer_indices[:4], relative_load=four.relative_load[:4])
+    trace = made(four, tokens=32768)
+    share = trace.counts() / trace.num_tokens / four.top_k * 8
+    assert np.sqrt(((share - four.load) ** 2).mean()) < 0.025
+
+
+@pytest.mark.parametrize(("name", "overload"), [("qwen3_30b_a3b", 1.56), ("mixtral_8x7b", 1.10)])
+def test_recorded_loads_of_eight_ranks(name, overload):
+    load = read_parameters(MATCHED / f"{name}.json").load
+    ranks = load.reshape(len(load), 8, -1).mean(axis=-1)
+    assert (ranks.max(axis=1) / ranks.mean(axis=1)).mean() == pytest.approx(overload, abs=0.01)
 
 
 def test_contexts_have_the_asked_autocorrelation():

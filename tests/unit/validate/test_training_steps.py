@@ -8,7 +8,14 @@ from moesim.files import Tree
 from moesim.scenario.resolve import resolve_tree
 from moesim.scenario.training import train_plan
 from moesim.validate.training_rows import Row, folding, rows
-from moesim.validate.training_sets.steps import _config, kendall_tau, predicted, scenario_of, schedule_of
+from moesim.validate.training_sets.steps import (
+    _config,
+    kendall_tau,
+    predicted,
+    routing_of,
+    scenario_of,
+    schedule_of,
+)
 
 FIRST_OF_RECIPE = list({row.step.name: row for row in rows()}.values())
 
@@ -27,6 +34,14 @@ def test_schedules_follow_chunks_and_overlap() -> None:
     assert found["dsv3_h100_1024_bf16"] == "interleaved"
     assert found["qwen3_30b_h100_16_overlap"] == "interleaved_pairs"
     assert found["gpt_oss_120b_h100_64_260401"] == "1f1b"
+
+
+def test_trained_models_route_as_recorded_and_new_ones_as_nobody_knows() -> None:
+    found = {row.id: routing_of(row.step) for row in rows()}
+    assert found["qwen3_235b_h100_16k_natural"]["like"] == "qwen3_30b_a3b"
+    assert found["mixtral_8x22b_h100_128_fp8"]["like"] == "mixtral_8x7b"
+    assert found["qwen3_30b_h100_16_natural"]["generator"] == "fitted_skew"
+    assert found["mixtral_8x22b_h100_128_forced"]["generator"] == "balanced"
 
 
 def test_a_small_step_is_predicted_once_and_agrees_with_itself() -> None:
