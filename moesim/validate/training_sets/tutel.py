@@ -131,7 +131,9 @@ class _Features:
         layer = self.linear
         count = layer.num_experts * GEMMS
         read = count * layer.hidden * layer.width * bytes_per_element(layer.dtype)
-        cached_s = read / (L2_BYTES_PER_CLOCK * layer.machine.device.clock_hz)
+        clock_hz = layer.machine.device.clock_hz
+        assert clock_hz is not None  # the described A100 has one
+        cached_s = read / (L2_BYTES_PER_CLOCK * clock_hz)
         return max(float(np.max(layer.experts_s().seconds)), cached_s)
 
 
