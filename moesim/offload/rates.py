@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from moesim.errors import InputError
 from moesim.files import find, read_tree, validated
 
 
@@ -28,10 +29,23 @@ class Rates(BaseModel):
     pageable_fraction: float = Field(gt=0, le=1)
     cores_to_saturate_fraction: float = Field(gt=0, le=1)
     sigma: float = Field(ge=0)
+    programs: dict[str, dict[str, float]]
     sources: dict[str, str]
 
 
-@lru_cache(maxsize=1)
-def hybrid_rates() -> Rates:
-    """The shipped file ``calibration/roofline/hybrid.yaml``."""
-    return validated(Rates, read_tree(find("hybrid", "calibration", suffixes=(".yaml",))))
+DEFAULT_PROGRAM = "kt-kernel"
+
+
+@lru_cache(maxsize=8)
+def hybrid_rates(program: str = DEFAULT_PROGRAM) -> Rates:
+    """The shipped file ``calibration/roofline/hybrid.yaml``, with what ``program`` does otherwise.
+
+    Raises
+    ------
+    InputError
+        A program that the file does not describe.
+    """
+    rates = validated(Rates, read_tree(find("hybrid", "calibration", suffixes=(".yaml",))))
+    if program not in rates.programs:
+        raise InputError.at("executor.program", program, ", ".join(rates.programs))
+    return rates.model_copy(update=rates.programs[program])

@@ -95,7 +95,7 @@ def run_offload(resolved: Resolved, *, with_changes: bool = True) -> OffloadOutc
         sensitivity=changes,
         memory=_memory(built),
         views=_views(built, done, with_curve=with_changes),
-        sources=[*sources_of_cluster(resolved.tree), *_rate_rows()],
+        sources=[*sources_of_cluster(resolved.tree), *_rate_rows(built.scenario.executor.program)],
         inputs=inputs_of(_files(built)),
         warnings=list(built.traffic.warnings),
     )
@@ -307,15 +307,19 @@ def _limiter(changes: list[Sensitivity], done: OffloadRun) -> str:
     return text
 
 
-def _rate_rows() -> list[dict[str, Any]]:
+def _rate_rows(program: str) -> list[dict[str, Any]]:
     """What hosts and links are taken to reach."""
-    rates = hybrid_rates()
+    rates = hybrid_rates(program)
     rows = []
     for name, text in rates.sources.items():
         grade, _, said = text.partition(":")
-        path = f"calibration.hybrid.{name}"
-        value = getattr(rates, name)
-        rows.append({"path": path, "value": value, "unit": "", "grade": grade, "source": said.strip()})
+        field, _, of_program = name.partition(".")
+        if of_program not in {"", program}:
+            continue
+        found = rates.programs[program] if of_program else getattr(rates, field)
+        for part, value in found.items() if isinstance(found, dict) else [("", found)]:
+            path = ".".join(filter(None, ("calibration.hybrid", name, part)))
+            rows.append({"path": path, "value": value, "unit": "", "grade": grade, "source": said.strip()})
     return rows
 
 

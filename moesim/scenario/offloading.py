@@ -17,6 +17,7 @@ from moesim.offload import Costs, Offload, batchers, executors, prefetchers
 from moesim.offload.batchers import batched_steps
 from moesim.offload.host import HostWork
 from moesim.offload.machine import costs_of
+from moesim.offload.rates import hybrid_rates
 from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import Scenario
 from moesim.scenario.traffic import Traffic, load_traffic
@@ -123,6 +124,7 @@ def build_offload(resolved: Resolved, like: Offloading | None = None) -> Offload
         [segment_of(scenario)],
         work=_host_work(scenario),
         most_tokens=max(1, int(demand.tokens.max())),
+        rates=hybrid_rates(scenario.executor.program),
     )
     host_cache: CachePolicy | None = None
     if tiers.host_slots is not None:

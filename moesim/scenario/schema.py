@@ -257,6 +257,9 @@ class ExecutorSection(Strict):
         description="weights of CPU experts on several sockets: each expert cut over them, whole experts in "
         "turn, or pages in turn with threads reading both",
     )
+    program: str = Field(
+        "kt-kernel", description="program of the CPU experts, described in calibration/roofline/hybrid.yaml"
+    )
     cpu_threads: int | None = Field(None, ge=1, description="threads of CPU experts; default: all cores")
     sockets: int | None = Field(None, ge=1, description="sockets in use; default: all")
     layer_overhead_s: float = Field(0.0, ge=0, description="host time a layer that the device waits for")

@@ -65,7 +65,7 @@ def experts_away(resolved: Resolved, deployment: Deployment, num_instances: int)
             prefill[place] = _beside_resident(_passes(resolved, tokens, "prefill", like))[0]
     points = np.array(grid, dtype=np.float64)
     held = like.tiers.parts["expert cache"]
-    return ExpertsAway(points, decode, prefill, hits, held, hybrid_rates().sigma)
+    return ExpertsAway(points, decode, prefill, hits, held, hybrid_rates(scenario.executor.program).sigma)
 
 
 def _check(scenario: Scenario, deployment: Deployment, num_instances: int) -> None:

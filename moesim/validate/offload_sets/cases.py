@@ -24,7 +24,7 @@ from moesim.offload import Costs, Offload, OffloadRun, executors, prefetchers, s
 from moesim.offload.costs import Unit
 from moesim.offload.host import HostWork, roofline_times
 from moesim.offload.machine import costs_of
-from moesim.offload.rates import Rates, hybrid_rates
+from moesim.offload.rates import DEFAULT_PROGRAM, Rates, hybrid_rates
 from moesim.traces import RoutingTrace
 from moesim.traces.consistency import with_consistency
 from moesim.traces.matched import MatchedParameters, matched_trace, read_parameters
@@ -119,14 +119,13 @@ def case_of(machine: Data, engine: Data, model: ModelSpec, dtypes: Dtypes, conte
     ``graphs: false`` of a machine: kernels of the device are started one by one where a layer leaves its
     experts to the CPU, and the device waits for each start.
     """
-    started_s = 0.0 if machine.get("graphs", True) else engine.get("start_s", 0.0)
-    rates = hybrid_rates().model_copy(
-        update={
-            "handover_s": engine["handover_s"] + started_s,
-            "handover_thread_s": engine.get("handover_thread_s", 0.0),
-            "cpu_bandwidth_fraction": machine.get("cpu_bandwidth_fraction", engine["cpu_bandwidth_fraction"]),
-        }
-    )
+    rates = hybrid_rates(engine.get("program", DEFAULT_PROGRAM))
+    given = {**engine, **machine}
+    names = ("handover_s", "cpu_bandwidth_fraction")
+    update: dict[str, Any] = {name: given[name] for name in names if name in given}
+    rates = rates.model_copy(update=update)
+    if not machine.get("graphs", True):
+        rates = rates.model_copy(update={"handover_s": rates.handover_s + engine.get("start_s", 0.0)})
     work = HostWork(
         pass_s=engine["pass_s"],
         layer_s=engine["layer_s"],

@@ -45,6 +45,17 @@ def test_a_cache_of_all_experts_that_fit_holds_all():
     assert build_offload(resolved(everything, large)).tiers.slots.tolist() == [8] * 32
 
 
+def test_a_program_at_barriers_hands_over_later_with_more_threads():
+    def handover_s(*overrides):
+        return build_offload(resolved("dtypes.experts=int4", *overrides)).costs.cpu.first_s
+
+    few, many = (handover_s("executor.program=llama.cpp", f"executor.cpu_threads={n}") for n in (6, 56))
+    assert few < handover_s() < many
+    assert handover_s("executor.cpu_threads=6") == handover_s("executor.cpu_threads=56")
+    with pytest.raises(InputError, match=r"executor.program: got 'vllm'; accepted: kt-kernel, ktransformers"):
+        handover_s("executor.program=vllm")
+
+
 def test_tiers_that_cannot_hold_the_model_are_refused():
     dram_only = ["cluster.node.host.ssd=null", "cluster.node.host.cxl=null", "dtypes.experts=int4"]
     assert build_offload(resolved(*dram_only)).tiers.host_slots is None
