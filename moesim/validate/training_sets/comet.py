@@ -186,9 +186,9 @@ class _Study:
         )
 
     def _hosted(self, system: str, setting: _Setting) -> Hosted:
-        """Operations of a system: norm, router and sorting before the counts, the sum of rows at the end."""
+        """Operations of a system: router and sorting before the counts, the sum of rows at the end."""
         launch_s, small = self.framework.launch_s, self.framework.small_launches
-        router = 2 + small(self.framework.router_launches)
+        router = 1 + small(self.framework.router_launches)
         if system == "Comet":
             # tiles are gathered and summed in the kernels
             return Hosted(launch_s, router, 1, 0)

@@ -17,8 +17,8 @@ from moesim.training.overlaps import Triple, TripleOverlap
 STREAMS = (COMPUTE, COMM, HOST)
 LAYERS = 4
 """Layers that are run: the last one's time is what every further layer takes."""
-ATTENTION_LAUNCHES = 6
-"""Norm, two products, rotation, attention, sum with the residual."""
+ATTENTION_LAUNCHES = 7
+"""Two norms, two products, rotation, attention, sum with the residual: all of a layer but its experts."""
 
 
 @dataclass(frozen=True)
