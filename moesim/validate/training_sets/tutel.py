@@ -32,8 +32,6 @@ ENCODE_PASSES = 2
 """Sparse encode and decode each read and write every row. [-]"""
 GEMMS = 2
 SMS = Pairwise.num_sms
-L2_BYTES_PER_CLOCK = 5120
-"""What an A100 reads from its second-level cache (NVIDIA A100 white paper). [bytes]"""
 
 Data = Mapping[str, Any]
 
@@ -90,6 +88,7 @@ class _Features:
 
     def __init__(self, machine: Machine, given: Data) -> None:
         s = given["layer"]
+        self.l2_bytes_per_s = float(given["l2_bytes_per_s"])
         self.linear = _layer(machine, s)
         tree = _layer(machine, s, HIERARCHICAL)
         small = self._small_products()
@@ -131,9 +130,7 @@ class _Features:
         layer = self.linear
         count = layer.num_experts * GEMMS
         read = count * layer.hidden * layer.width * bytes_per_element(layer.dtype)
-        clock_hz = layer.machine.device.clock_hz
-        assert clock_hz is not None  # the described A100 has one
-        cached_s = read / (L2_BYTES_PER_CLOCK * clock_hz)
+        cached_s = read / self.l2_bytes_per_s
         return max(float(np.max(layer.experts_s().seconds)), cached_s)
 
 
