@@ -20,6 +20,8 @@ from moesim.validate.claims import Claim
 from moesim.validate.offload_sets.cases import traffic
 
 Data = Mapping[str, Any]
+TOKENS = 2048
+"""Of the traffic that shows which experts are busy. [tokens]"""
 
 
 def exact_claims(data: Data, seed: int) -> list[Claim]:
@@ -164,7 +166,7 @@ def _mixed(data: Data, seed: int) -> list[Claim]:
             "GB",
             row["gb"],
             variants.mixed_model_bytes(
-                model, expert_bits=row["bits"], other_bits=given["other_bits"], group=given["group"]
+                model, expert_bits=row["experts"], other_bits=given["other_bits"], group=given["group"]
             )
             / GB,
             0.02,
@@ -186,17 +188,19 @@ def _mixed(data: Data, seed: int) -> list[Claim]:
 
 
 def _activated(given: Data, model: ModelSpec, seed: int) -> list[Claim]:
-    """Weights of a token where the busiest experts have most bits, by the integer programme."""
-    trace = traffic("deepseek_v2_lite", model.num_layers, model.num_experts, model.top_k, 2048, seed)
+    """Weights of a token where the busiest experts have most bits, by the integer programme.
+
+    How much busier they are follows from the published skew of that very model.
+    """
+    trace = traffic(given["like"], model.num_layers, model.num_experts, model.top_k, TOKENS, seed)
     counts = trace.counts()
     found = []
     for row in given["activated"]:
-        plan = allocate_bits(counts, row["bits"])
-        chosen = row["bits"] + plan.activated_bits(counts) - plan.mean_bits
+        chosen = allocate_bits(counts, row["experts"]).activated_bits(counts)
         size = variants.activated_size_bytes(
             model, expert_bits=chosen, other_bits=given["other_bits"], group=given["group"]
         )
-        note = f"{chosen:.2f} bits where tokens go, which the print-out may not weigh; no embedding and head"
+        note = f"{chosen:.2f} bits where tokens go; no embedding and head"
         name = f"MC-MoE activated size at {row['bits']} bits"
         found.append(Claim(name, given["source"], "GB", row["gb"], size / GB, 0.02, note=note))
     return found
