@@ -21,11 +21,11 @@ from moesim.model.layer_ops import (
     shared_expert_ops,
     unpermute_op,
 )
-from moesim.model.ops import MemoryBound, Op
+from moesim.model.ops import GroupedExperts, MemoryBound, Op
 from moesim.model.spec import MoeSpec
 from moesim.network.collectives.group import all_gather, reduce_scatter
 from moesim.network.crowding import PortUse, ring_use
-from moesim.network.exchanges.base import Load, Phase, exchange
+from moesim.network.exchanges.base import Load, Phase, exchange, takes_rows_in_order
 from moesim.network.traffic import PortTokens
 from moesim.training.backward import Passes
 from moesim.training.items import Item, Link, Piece, Work
@@ -63,7 +63,7 @@ class MoeWork:
         )
         op = expert_op(moe, work.model.hidden_size, moe.num_experts // plan.ep, work.dtypes, moe_tp=plan.etp)
         self.experts = work.cost.experts(op, self.load.load)
-        self.gathers = not work.cost.kernels.permutes(op)
+        self.permutations = self._permutations(op)
         inner = (op.num_up_matrices + 1) * op.width * bytes_per_element(work.dtypes.activations)
         self.activation = work.cost.op(MemoryBound("expert_activation", self.load.load.rows * inner))
         if plan.ep > 1:
@@ -73,6 +73,16 @@ class MoeWork:
         self._around = self._pieces()
         self._known: dict[bytes, list[Item]] = {}
         self._parts: dict[float, MoeWork] = {1.0: self}
+
+    def _permutations(self, op: GroupedExperts) -> int:
+        """Times that rows are put in order beside the experts' own kernel. [-]
+
+        Experts need their rows together, and an exchange may need them in order of their destination; those
+        that arrive for a single expert lie together.
+        """
+        ordered = self.outer.plan.ep > 1 and takes_rows_in_order(self.outer.fabric)
+        needed = 1 + (ordered and op.num_local_experts > 1)
+        return needed - self.outer.cost.kernels.permutes(op)
 
     def at(self, fraction: float) -> MoeWork:
         """The same for a part of the rows."""
@@ -191,19 +201,23 @@ class MoeWork:
             *router_ops(moe, hidden, tokens, dtypes),
         ]
         shared = shared_expert_ops(moe, hidden, tokens, replace(outer.sharding, tp=1))
-        gather: list[Op] = [permute_op(hidden, tokens, copies, dtypes)] if self.gathers else []
-        # sums of gradients by destination and by source read and write the same rows once more
-        settle: list[Op] = [unpermute_op(hidden, tokens, copies, dtypes)]
+        gather: list[Op] = [permute_op(hidden, tokens, copies, dtypes)] * self.permutations
+        settle: list[Op] = [unpermute_op(hidden, tokens, copies, dtypes)] * self.permutations
+
+        def permuted(ops: list[Op]) -> tuple[Work, ...]:
+            """Without launches: these are among the small ones of router and dispatcher."""
+            return tuple(replace(work, launches=0) for work in outer.works(ops, "permute"))
+
         before = Piece(
             (
                 *outer.works(router, "router"),
                 *outer.works(shared, "shared experts"),
-                *outer.works(gather, "permute"),
+                *permuted(gather),
             ),
             extra_launches=outer.options.router_launches,
             captured=outer.options.captured_pieces,
         )
-        return before, Piece(outer.works(settle, "permute") if self.gathers else ())
+        return before, Piece(permuted(settle))
 
     def _memory_s(self, row: int) -> NDArray[np.float64]:
         """Time of main memory to read what a rank sends and to write what it gets, ``(draw * member,)``."""

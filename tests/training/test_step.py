@@ -10,6 +10,7 @@ from moesim.files import Tree
 from moesim.scenario.resolve import resolve, resolve_tree
 from moesim.scenario.train import run_training
 from moesim.scenario.training import build_training
+from moesim.training.items import Piece
 from moesim.training.states import States
 from moesim.training.step import TrainStep, balanced_setup
 
@@ -196,3 +197,15 @@ def test_contradictions_are_told_with_their_line(tmp_path, lines, told):
     with pytest.raises(InputError) as error:
         build_training(resolve(str(file)))
     assert told in str(error.value)
+
+
+def test_an_exchange_of_messages_costs_a_copy_of_the_rows_on_each_side():
+    changes = {"plan": {"ep": 8}, "training__schedule": {"policy": "1f1b"}}
+    moved = {}
+    for exchange in ("pairwise", "deepep_normal"):
+        work = build_training(scenario(**changes, network={"exchange": exchange})).setup.work
+        pieces = [item for item in work.layer(0) if isinstance(item, Piece)]
+        moved[exchange] = [w for piece in pieces for w in piece.work if w.tag in {"permute", "unpermute"}]
+    assert len(moved["pairwise"]) == len(moved["deepep_normal"]) + 2
+    # these launches are among the small ones of the router
+    assert all(w.launches == 0 for w in moved["pairwise"])

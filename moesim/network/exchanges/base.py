@@ -150,6 +150,15 @@ def exchange_sms(fabric: Fabric) -> int:
     return fabric.communication.sms if own is None else int(own)
 
 
+def takes_rows_in_order(fabric: Fabric) -> bool:
+    """Whether the exchange in use sends buffers of rows that lie in order of their destination.
+
+    Somebody else then copies a row for each of its copies before dispatch, and sums these after combine.
+    """
+    name = fabric.communication.exchange
+    return name in exchanges.names() and getattr(exchanges.classes[name], "rows_in_order", False)
+
+
 def _priced(algorithm: Exchange, load: Load, fabric: Fabric) -> Estimate | None:
     """Price of an algorithm, but no less than the busiest shared link needs."""
     found = algorithm.price(load, fabric)

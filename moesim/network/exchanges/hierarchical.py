@@ -22,6 +22,7 @@ class Hierarchical:
     """
 
     is_usual: ClassVar[bool] = False
+    rows_in_order: ClassVar[bool] = True
     deduplicates: ClassVar[Deduplication] = "rank"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:

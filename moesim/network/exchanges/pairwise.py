@@ -28,6 +28,7 @@ class Pairwise:
     num_sms: ClassVar[int] = 32
 
     is_usual: ClassVar[bool] = True
+    rows_in_order: ClassVar[bool] = True
     deduplicates: ClassVar[Deduplication] = "rank"
 
     def price(self, load: Load, fabric: Fabric) -> Estimate | None:

@@ -33,6 +33,7 @@ class TwoDimensional:
     """
 
     is_usual: ClassVar[bool] = False
+    rows_in_order: ClassVar[bool] = True
     deduplicates: ClassVar[Deduplication] = "rank"
 
     copy_bytes_per_s: Annotated[float, Field(gt=0)] = 0.6 * TB
