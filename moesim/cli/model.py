@@ -37,6 +37,14 @@ Formats = Annotated[
         help="Storage format of all weights (fp8_block), or of one part (experts=nvfp4, kv=fp8). May repeat.",
     ),
 ]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="FIELD=VALUE",
+        help="Another value of a field, or of the variant (variant.latent_size=512). Repeats.",
+    ),
+]
 Context = Annotated[int, typer.Option(help="Tokens of a sequence, for its cache and work.", min=1)]
 
 
@@ -75,11 +83,17 @@ def list_models(json: bool = JSON_OPTION) -> None:
 
 
 @app.command()
-def show(name: Name, dtype: Formats = None, context: Context = 4096, json: bool = JSON_OPTION) -> None:
+def show(
+    name: Name,
+    dtype: Formats = None,
+    changes: Changes = None,
+    context: Context = 4096,
+    json: bool = JSON_OPTION,
+) -> None:
     """Parameters, weight and cache bytes of a model, by kind of layer."""
-    from moesim.model import load  # noqa: PLC0415
+    from moesim.model.load import load, load_changed  # noqa: PLC0415
 
-    model = load(name, field="NAME")
+    model = load_changed(name, changes, field="NAME") if changes else load(name, field="NAME")
     formats = _dtypes(dtype or [])
     metrics = _metrics(model, formats, context)
     kinds = [_kind(model, layer, indices, formats) for layer, indices in model.layer_kinds().items()]
@@ -171,7 +185,7 @@ def _kind(model: ModelSpec, layer: LayerSpec, indices: tuple[int, ...], dtypes: 
         "active_parameters": layer.active_parameters(hidden),
         "num_experts": num_experts,
         "weight_bytes": common_layer_bytes(layer, hidden, dtypes)
-        + num_experts * expert_bytes(layer, hidden, dtypes),
+        + layer.stored_experts * expert_bytes(layer, hidden, dtypes),
         "kv_bytes_per_token": layer.kv_bytes_per_token(dtypes.kv),
         "state_bytes": layer.attention.state_bytes(),
     }

@@ -191,7 +191,7 @@ def sizes_of(traffic: Traffic, model: str | None, expert_dtype: str) -> Sizes | 
         )
     dtypes = Dtypes(experts=expert_dtype)
     layer = spec.layers[spec.moe_layers[0]]
-    token = spec.hidden_size * bytes_per_element(dtypes.activations)
+    token = spec.routed_hidden * bytes_per_element(dtypes.activations)
     return Sizes(token, expert_bytes(layer, spec.hidden_size, dtypes))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.model.dtypes import Dtypes, bytes_per_element
-from moesim.model.layer_ops import attention_ops, dense_ffn_ops, shared_expert_ops
+from moesim.model.layer_ops import attention_ops, plain_ffn_ops, shared_expert_ops
 from moesim.model.ops import Gemm, Op, Segment, Sharding
 from moesim.model.parameters import (
     common_layer_bytes,
@@ -21,7 +21,7 @@ from moesim.model.parameters import (
     expert_bytes,
     sequence_cache_bytes,
 )
-from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec
+from moesim.model.spec import LayerSpec, ModelSpec
 from moesim.parallel.plan import Plan
 
 RESERVED_FRACTION = 0.08
@@ -164,8 +164,8 @@ def _stage_bytes(
 
 
 def slots_per_rank(layer: LayerSpec, plan: Plan, redundant_experts: int) -> float:
-    """Physical experts of a layer on a rank; 0 in a dense layer. [-]"""
-    return (layer.moe.num_experts + redundant_experts) / plan.ep if layer.moe else 0.0
+    """Physical experts of a layer on a rank; 0 where it has none of its own. [-]"""
+    return (layer.stored_experts + redundant_experts) / plan.ep if layer.stored_experts else 0.0
 
 
 def _activation_bytes(
@@ -191,10 +191,10 @@ def _activation_bytes(
 
 def _dense_ops(layer: LayerSpec, hidden: int, tokens: float, sharding: Sharding) -> list[Op]:
     ops = attention_ops(layer, hidden, [Segment.prefill(1.0, tokens)], sharding)
-    if isinstance(layer.ffn, DenseFfn):
-        ops += dense_ffn_ops(layer.ffn, hidden, tokens, sharding)
-    elif layer.ffn is not None:
-        ops += shared_expert_ops(layer.ffn, hidden, tokens, sharding)
+    if layer.plain is not None:
+        ops += plain_ffn_ops(layer.plain, hidden, tokens, sharding)
+    if layer.moe is not None:
+        ops += shared_expert_ops(layer.moe, hidden, tokens, sharding)
     return ops
 
 
@@ -211,4 +211,4 @@ def _expert_buffer_bytes(
         return 0.0
     copies = occupancy.step_tokens * plan.attention_dp * moe.experts_per_token / plan.ep
     inner = (3 if moe.gated else 2) * moe.expert_width / plan.moe_tp
-    return copies * (2 * hidden + inner) * bytes_per_element(dtypes.activations)
+    return copies * (2 * moe.routed_hidden(hidden) + inner) * bytes_per_element(dtypes.activations)

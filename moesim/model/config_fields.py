@@ -35,6 +35,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
         "shared_expert_intermediate_size",
         "share_expert_dim",
     ),
+    "latent_size": ("moe_latent_size",),
     "num_groups": ("n_group", "num_expert_group"),
     "top_k_groups": ("topk_group",),
     "num_mtp_layers": ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules"),

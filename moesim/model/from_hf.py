@@ -24,6 +24,7 @@ from moesim.model.config_fields import ALIASES, ConfigFields, expert_counts, lay
 from moesim.model.families import FAMILIES, GENERIC, NOT_STRUCTURE, STRUCTURE_SIGNS, Family
 from moesim.model.spec import Convention, DenseFfn, Ffn, LayerSpec, ModelSpec, MoeSpec, Published
 from moesim.model.stored import stored_as
+from moesim.model.variant import variant_of, varied
 
 _NEEDED = ("num_layers", "hidden_size", "vocab_size", "num_heads", "num_kv_heads", "width")
 _NEEDED_MOE = ("num_experts", "top_k", "expert_width")
@@ -41,7 +42,8 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
     ----------
     tree : Tree
         ``config.json`` as read by :func:`moesim.files.read_tree`. An optional ``moesim`` block holds
-        published counts and their source.
+        published counts and their source, an optional ``variant`` block a what-if
+        (:mod:`moesim.model.variant`).
     name : str
         Name of the result; the file's own ``_name_or_path`` or ``model_type`` by default.
 
@@ -72,7 +74,7 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
     if family is GENERIC and fields.model_type not in FAMILIES:
         published["source"] += f" (plain mapping: architecture {fields.model_type!r} is not known)"
     fields.check()
-    return ModelSpec(
+    model = ModelSpec(
         name or str(tree.data.get("_name_or_path") or fields.model_type),
         hidden,
         vocab,
@@ -83,6 +85,8 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
         stored_as=stored_as(fields),
         **published,
     )
+    variant = variant_of(tree)
+    return model if variant is None else varied(model, variant)
 
 
 def _generic_family(fields: ConfigFields) -> Family:
@@ -249,6 +253,7 @@ def _moe(fields: ConfigFields, family: Family) -> MoeSpec:
         expert_bias=family.expert_bias,
         num_groups=groups,
         top_k_groups=min(groups, fields.count("top_k_groups", 1)),
+        latent_size=fields.count("latent_size", 0, least=0) or None,
     )
 
 

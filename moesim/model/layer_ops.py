@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from moesim.model.attention import NoMixer
 from moesim.model.attention.base import elementwise, total_tokens
 from moesim.model.dtypes import Dtypes
 from moesim.model.ops import Gemm, GroupedExperts, MemoryBound, Op, Quantity, Router, Segment, Sharding
-from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
+from moesim.model.row_memory import MemoryFfn
+from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec, PlainFfn
 
 _ONE_RANK = Sharding()
 
@@ -40,6 +42,8 @@ def attention_ops(
     sharding : Sharding
         Tensor-parallel degree of attention, and formats.
     """
+    if isinstance(layer.attention, NoMixer):
+        return []
     tokens = total_tokens(segments)
     cross = layer.cross_attention
     sharding = replace(sharding, dtypes=sharding.dtypes.of_mixer())
@@ -69,6 +73,33 @@ def dense_ffn_ops(
     ]
 
 
+def memory_ffn_ops(
+    memory: MemoryFfn, hidden: int, tokens: Quantity, sharding: Sharding = _ONE_RANK
+) -> list[Op]:
+    """Queries, scores of both axes, the rows themselves, the projection back, and the dense part beside.
+
+    Rows are cut by columns over tensor-parallel ranks; queries and scores are on every rank.
+    """
+    w, a = sharding.dtypes.weights, sharding.dtypes.activations
+    value_dim, pre_value_dim = (-(-n // sharding.tp) for n in (memory.value_dim, memory.pre_value_dim))
+    result: list[Op] = [
+        Gemm("memory_query", tokens, 2 * memory.key_dim, hidden, w, a),
+        Gemm("memory_scores", tokens, memory.keys, memory.key_dim, w, a, count=2),
+        elementwise("memory_rows", tokens, memory.rows * (value_dim + pre_value_dim), w),
+        Gemm("memory_out", tokens, hidden, value_dim, w, a),
+    ]
+    if pre_value_dim:
+        result.append(Gemm("memory_pre_value", tokens, pre_value_dim, hidden, w, a))
+    return result + (dense_ffn_ops(memory.beside, hidden, tokens, sharding) if memory.beside else [])
+
+
+def plain_ffn_ops(ffn: PlainFfn, hidden: int, tokens: Quantity, sharding: Sharding = _ONE_RANK) -> list[Op]:
+    """A feed-forward part without routing; without the norm before it."""
+    if isinstance(ffn, MemoryFfn):
+        return memory_ffn_ops(ffn, hidden, tokens, sharding)
+    return dense_ffn_ops(ffn, hidden, tokens, sharding)
+
+
 def shared_expert_ops(
     moe: MoeSpec, hidden: int, tokens: Quantity, sharding: Sharding = _ONE_RANK
 ) -> list[Op]:
@@ -85,27 +116,42 @@ def shared_expert_ops(
 
 
 def router_ops(moe: MoeSpec, hidden: int, tokens: Quantity, dtypes: Dtypes) -> list[Op]:
-    """Gate scores and the choice of experts (replicated over tensor-parallel ranks)."""
-    return [Router("router", tokens, hidden, moe.num_experts, moe.top_k, dtypes.head, dtypes.activations)]
+    """Gate scores and the choice of experts (replicated over tensor-parallel ranks).
+
+    With a latent width also the projections to it and, after the experts, back.
+    """
+    w, a, latent = dtypes.weights, dtypes.activations, moe.latent_size
+    scores = Router("router", tokens, hidden, moe.num_experts, moe.top_k, dtypes.head, a)
+    if latent is None:
+        return [scores]
+    return [
+        scores,
+        Gemm("latent_down", tokens, latent, hidden, w, a),
+        Gemm("latent_up", tokens, hidden, latent, w, a),
+    ]
 
 
-def permute_op(hidden: int, tokens: Quantity, token_copies: Quantity, dtypes: Dtypes) -> MemoryBound:
+def permute_op(
+    moe: MoeSpec, hidden: int, tokens: Quantity, token_copies: Quantity, dtypes: Dtypes
+) -> MemoryBound:
     """Gather of tokens into expert order: ``tokens`` read, one row written a copy."""
-    return elementwise("permute", tokens + token_copies, hidden, dtypes.activations)
+    return elementwise("permute", tokens + token_copies, moe.routed_hidden(hidden), dtypes.activations)
 
 
-def unpermute_op(hidden: int, tokens: Quantity, token_copies: Quantity, dtypes: Dtypes) -> MemoryBound:
+def unpermute_op(
+    moe: MoeSpec, hidden: int, tokens: Quantity, token_copies: Quantity, dtypes: Dtypes
+) -> MemoryBound:
     """Weighted sum of the copies back into token order: one row read a copy, ``tokens`` written."""
-    return elementwise("unpermute", tokens + token_copies, hidden, dtypes.activations)
+    return elementwise("unpermute", tokens + token_copies, moe.routed_hidden(hidden), dtypes.activations)
 
 
 def expert_op(
     moe: MoeSpec, hidden: int, num_local_experts: int, dtypes: Dtypes, *, moe_tp: int = 1
 ) -> GroupedExperts:
     """Grouped feed-forward of the routed experts on one of ``moe_tp`` ranks."""
-    width = -(-moe.expert_width // moe_tp)
+    across, width = moe.routed_hidden(hidden), -(-moe.expert_width // moe_tp)
     return GroupedExperts(
-        "experts", hidden, width, moe.gated, dtypes.experts, dtypes.activations, num_local_experts, moe.top_k
+        "experts", across, width, moe.gated, dtypes.experts, dtypes.activations, num_local_experts, moe.top_k
     )
 
 
@@ -140,10 +186,10 @@ def forward_flops_per_token(model: ModelSpec, context_tokens: int) -> float:
         if layer.cross_attention is not None:
             every_query = replace(layer.cross_attention, cross=False, causal=False)
             work += _flops(every_query.ops(hidden, sequence, _ONE_RANK))
-        if isinstance(layer.ffn, DenseFfn):
-            work += _flops(dense_ffn_ops(layer.ffn, hidden, tokens))
-        elif layer.ffn is not None:
-            moe = layer.ffn
+        if layer.plain is not None:
+            work += _flops(plain_ffn_ops(layer.plain, hidden, tokens))
+        moe = layer.moe
+        if moe is not None:
             work += _flops(router_ops(moe, hidden, tokens, _ONE_RANK.dtypes))
             work += _flops(shared_expert_ops(moe, hidden, tokens))
             copies = [tokens * moe.experts_per_token]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moesim.errors import InputError, Problem, did_you_mean
-from moesim.files import Tree, read_tree
+from moesim.files import Tree, read_tree, set_value
+from moesim.files.tree import unknown_field
 from moesim.model.from_hf import from_hf
 from moesim.model.spec import ModelSpec
+from moesim.model.variant import BLOCK
 
 BUNDLED = Path(__file__).parent / "bundled"
 CONFIG_FILE = "config.json"
@@ -33,6 +37,24 @@ def bundled_name(name: str) -> str | None:
 def load(name_or_path: str, *, field: str = "model", where: str = "") -> ModelSpec:
     """Model called ``name_or_path``; parameters and errors as :func:`read_config`."""
     return from_hf(*read_config(name_or_path, field=field, where=where))
+
+
+def load_changed(name: str, assignments: Sequence[str], *, field: str = "model") -> ModelSpec:
+    """Model whose configuration has other values, each as ``dotted.path=value``; published counts are gone.
+
+    Raises
+    ------
+    InputError
+        As :func:`read_config`, a field that the configuration does not have (:mod:`moesim.model.variant`
+        aside), or a value that does not fit.
+    """
+    tree, name = read_config(name, field=field)
+    for assignment in assignments:
+        key = assignment.partition("=")[0].strip().split(".")[0]
+        if key not in tree.data and key != BLOCK:
+            raise InputError([Problem(key, unknown_field(key, list(tree.data)), "--set")])
+        set_value(tree, assignment)
+    return replace(from_hf(tree, name), published_total=None, published_active=None)
 
 
 def read_config(name_or_path: str, *, field: str = "model", where: str = "") -> tuple[Tree, str]:

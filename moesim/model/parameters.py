@@ -88,7 +88,11 @@ def common_layer_bytes(
     size += layer.norm_parameters * weight
     moe = layer.moe
     if moe is not None:
-        router = moe.common_parameters(hidden)
+        if layer.again:
+            return size + moe.router_parameters(hidden) * bytes_per_element(dtypes.head)
+        latent = moe.latent_parameters(hidden)
+        router = moe.common_parameters(hidden) - latent
+        size += latent * weight
         shared = moe.shared
         if shared is not None:
             router -= shared.parameters(hidden)
@@ -110,8 +114,8 @@ def weight_bytes(model: ModelSpec, dtypes: Dtypes, *, with_mtp: bool = False) ->
     hidden = model.hidden_size
 
     def layer_bytes(layer: LayerSpec) -> float:
-        experts = layer.moe.num_experts if layer.moe else 0
-        return common_layer_bytes(layer, hidden, dtypes) + experts * expert_bytes(layer, hidden, dtypes)
+        own = layer.stored_experts * expert_bytes(layer, hidden, dtypes)
+        return common_layer_bytes(layer, hidden, dtypes) + own
 
     size = sum(len(indices) * layer_bytes(layer) for layer, indices in model.layer_kinds().items())
     tables = embedding_parameters(model) + head_parameters(model) + hidden + model.extra_parameters

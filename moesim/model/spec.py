@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 
 from moesim.model.attention import Attention, GroupedQueryAttention
 from moesim.model.ops import Phase
+from moesim.model.row_memory import MemoryFfn
 
 Convention: TypeAlias = Literal["all", "without_input_embedding", "without_embeddings"]
 """Which parameters a publisher counts: every one; not the input look-up table; neither table nor head."""
@@ -71,6 +72,10 @@ class DenseFfn:
         ups = 2 if self.gated else 1
         return (ups + 1) * hidden * self.width + (ups * self.width + hidden if self.bias else 0)
 
+    def active_parameters(self, hidden: int) -> int:
+        """What one token passes: all. [-]"""
+        return self.parameters(hidden)
+
 
 @dataclass(frozen=True, slots=True)
 class MoeSpec:
@@ -97,6 +102,9 @@ class MoeSpec:
     mean_active_experts : float or None
         Routed experts that work for a token on average, where that is not ``top_k``: top-p
         routing, zero-computation experts, expert skipping. [-]
+    latent_size : int or None
+        Width to which a token is projected before it is dispatched, in which the experts work, and
+        from which the sum of their results is projected back. [-]
     """
 
     num_experts: int
@@ -111,6 +119,7 @@ class MoeSpec:
     num_groups: int = 1
     top_k_groups: int = 1
     mean_active_experts: float | None = None
+    latent_size: int | None = None
 
     @property
     def experts_per_token(self) -> float:
@@ -124,13 +133,26 @@ class MoeSpec:
             return None
         return DenseFfn(self.num_shared_experts * self.shared_width, self.gated)
 
+    def routed_hidden(self, hidden: int) -> int:
+        """Width of a token on its way to the experts and inside them. [-]"""
+        return hidden if self.latent_size is None else self.latent_size
+
     def expert_parameters(self, hidden: int) -> int:
         """One routed expert. [-]"""
-        return DenseFfn(self.expert_width, self.gated, self.expert_bias).parameters(hidden)
+        across = self.routed_hidden(hidden)
+        return DenseFfn(self.expert_width, self.gated, self.expert_bias).parameters(across)
+
+    def latent_parameters(self, hidden: int) -> int:
+        """Projections to and from the width in which experts work. [-]"""
+        return 2 * hidden * (self.latent_size or 0)
+
+    def router_parameters(self, hidden: int) -> int:
+        """Scores of the experts. [-]"""
+        return hidden * self.num_experts + (self.num_experts if self.router_bias else 0)
 
     def common_parameters(self, hidden: int) -> int:
-        """Router, shared experts and their gate: what every token passes. [-]"""
-        count = hidden * self.num_experts + (self.num_experts if self.router_bias else 0)
+        """What every token passes: router, latent projections, shared experts and their gate. [-]"""
+        count = self.router_parameters(hidden) + self.latent_parameters(hidden)
         shared = self.shared
         if shared is not None:
             count += shared.parameters(hidden) + (hidden if self.shared_gate else 0)
@@ -145,7 +167,8 @@ class MoeSpec:
         return self.common_parameters(hidden) + self.experts_per_token * self.expert_parameters(hidden)
 
 
-Ffn: TypeAlias = DenseFfn | MoeSpec
+PlainFfn: TypeAlias = DenseFfn | MemoryFfn
+Ffn: TypeAlias = DenseFfn | MemoryFfn | MoeSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +179,7 @@ class LayerSpec:
     ----------
     attention : Attention
         Token mixer of the layer.
-    ffn : DenseFfn, MoeSpec or None
+    ffn : DenseFfn, MemoryFfn, MoeSpec or None
         None for a layer that only mixes.
     norm_parameters : int
         All norms of the layer (inside the token mixer not included). [-]
@@ -164,6 +187,8 @@ class LayerSpec:
         Attention to the encoder's result (encoder-decoder models).
     encoder : bool
         The layer works on the prompt only and is absent from decode.
+    again : bool
+        The experts, shared ones included, are those of the layer before; only the router is its own.
     """
 
     attention: Attention
@@ -171,11 +196,22 @@ class LayerSpec:
     norm_parameters: int
     cross_attention: GroupedQueryAttention | None = None
     encoder: bool = False
+    again: bool = False
 
     @property
     def moe(self) -> MoeSpec | None:
         """The feed-forward part if it is a Mixture of Experts."""
         return self.ffn if isinstance(self.ffn, MoeSpec) else None
+
+    @property
+    def plain(self) -> PlainFfn | None:
+        """The feed-forward part if no token is routed."""
+        return None if isinstance(self.ffn, MoeSpec) else self.ffn
+
+    @property
+    def stored_experts(self) -> int:
+        """Routed experts whose weights are this layer's own. [-]"""
+        return self.moe.num_experts if self.moe and not self.again else 0
 
     @property
     def kind(self) -> str:
@@ -184,7 +220,8 @@ class LayerSpec:
         if self.ffn is None:
             return mixer
         moe = self.moe
-        part = f"moe {moe.top_k}/{moe.num_experts}" if moe else "dense"
+        plain = "memory" if isinstance(self.ffn, MemoryFfn) else "dense"
+        part = f"moe {moe.top_k}/{moe.num_experts}" if moe else plain
         return f"{'encoder ' if self.encoder else ''}{mixer} + {part}"
 
     def runs_in(self, phase: Phase, *, encoder_decoder: bool = False) -> bool:
@@ -209,16 +246,14 @@ class LayerSpec:
     def parameters(self, hidden: int) -> int:
         """Everything in the layer. [-]"""
         ffn = 0 if self.ffn is None else self.ffn.parameters(hidden)
+        if self.again and self.moe is not None:
+            ffn = self.moe.router_parameters(hidden)
         return self.mixer_parameters(hidden) + ffn + self.norm_parameters
 
     def active_parameters(self, hidden: int) -> float:
         """What one token passes. [-]"""
-        moe = self.moe
-        return (
-            self.parameters(hidden)
-            if moe is None
-            else (self.mixer_parameters(hidden) + moe.active_parameters(hidden) + self.norm_parameters)
-        )
+        ffn = 0 if self.ffn is None else (self.ffn.active_parameters(hidden))
+        return self.mixer_parameters(hidden) + ffn + self.norm_parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +317,23 @@ class ModelSpec:
     def top_k(self) -> int:
         """Experts chosen for a token, 0 for a dense model (the most, where layers differ). [-]"""
         return max((layer.moe.top_k for layer in self.layers if layer.moe), default=0)
+
+    @property
+    def repeats_experts(self) -> bool:
+        """Some layers use the experts of the one before."""
+        return any(layer.again for layer in self.layer_kinds())
+
+    @property
+    def mean_active_experts(self) -> float | None:
+        """Routed experts that work for a token on average; None where that is ``top_k`` everywhere. [-]"""
+        varying = (layer.moe for layer in self.layer_kinds() if layer.moe and layer.moe.mean_active_experts)
+        return next((moe.mean_active_experts for moe in varying), None)
+
+    @property
+    def routed_hidden(self) -> int:
+        """Width of a token between ranks (the most, where layers differ). [-]"""
+        found = (layer.moe.routed_hidden(self.hidden_size) for layer in self.layer_kinds() if layer.moe)
+        return max(found, default=self.hidden_size)
 
     @property
     def expert_widths(self) -> tuple[int, ...]:

@@ -18,17 +18,17 @@ from moesim.kernels.histogram import ExpertLoad
 from moesim.model.dtypes import Dtypes
 from moesim.model.layer_ops import (
     attention_ops,
-    dense_ffn_ops,
     embedding_ops,
     expert_op,
     head_ops,
     norm_op,
+    plain_ffn_ops,
     router_ops,
     shared_expert_ops,
 )
 from moesim.model.ops import AttentionDecode, GroupedExperts, Op, Segment, Sharding
 from moesim.model.parameters import expert_bytes
-from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec
+from moesim.model.spec import LayerSpec, ModelSpec
 from moesim.offload.costs import Attention, Costs, Unit
 from moesim.offload.host import (
     HostWork,
@@ -94,6 +94,9 @@ def costs_of(
         raise InputError(
             [Problem("model", f"{model.name} has no routed experts; accepted: a model that has")]
         )
+    if model.repeats_experts:
+        accepted = "1: a cache that one pass asks several times for a layer's experts is not modelled"
+        raise InputError([Problem("model.variant.iterations", f"got more than 1; accepted: {accepted}")])
     rates, work = rates or hybrid_rates(), work or HostWork()
     cost = cost_of(node.device, work.kernels)
     host = _host_parts(work.layer_s, rates)
@@ -177,8 +180,8 @@ def _layer_parts(
     tokens = float(sum(float(s.tokens) for s in segments))
     ops: list[Op] = attention_ops(layer, hidden, segments, sharding)
     ops.append(norm_op("ffn_norm", hidden, tokens, dtypes))
-    if isinstance(layer.ffn, DenseFfn):
-        ops += dense_ffn_ops(layer.ffn, hidden, tokens, sharding)
+    if layer.plain is not None:
+        ops += plain_ffn_ops(layer.plain, hidden, tokens, sharding)
     shared: list[Op] = []
     if layer.moe is not None:
         ops += router_ops(layer.moe, hidden, tokens, dtypes)

@@ -40,6 +40,10 @@ class Splittable(Protocol):
     def expert_widths(self) -> tuple[int, ...]:
         """Inner widths of routed experts, which expert tensor parallelism must divide."""
 
+    @property
+    def repeats_experts(self) -> bool:
+        """Some layers use the experts of the one before, which no other stage may hold."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -208,8 +212,16 @@ def shards(count: int, tp: int, name: str) -> bool:
     return count % tp == 0 or (name == "num_kv_heads" and tp % count == 0)
 
 
+def sharing_problems(pp: int, model: Splittable) -> list[Problem]:
+    """Why a pipeline cannot cut a model whose layers share experts."""
+    if pp == 1 or not model.repeats_experts:
+        return []
+    return [Problem("plan.pp", f"got {pp}; accepted: 1, for layers that share experts must share a stage")]
+
+
 def _size_problems(plan: Plan, model: Splittable, cluster_devices: int) -> list[Problem]:
     problems = []
+    problems += sharing_problems(plan.pp, model)
     if plan.pp > model.num_layers:
         problems.append(Problem("plan.pp", f"got {plan.pp}; accepted: 1 to {model.num_layers} (the layers)"))
     if plan.num_devices > cluster_devices:

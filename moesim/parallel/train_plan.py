@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moesim.errors import InputError, Problem
-from moesim.parallel.plan import Splittable, shards
+from moesim.parallel.plan import Splittable, shards, sharing_problems
 
 Ranks = NDArray[np.int64]
 
@@ -145,6 +145,7 @@ def _check_stage(plan: TrainPlan, model: Splittable, problems: list[Problem]) ->
 
 
 def _check_model(plan: TrainPlan, model: Splittable, problems: list[Problem]) -> None:
+    problems += sharing_problems(plan.pp, model)
     chunks = plan.pp * plan.vpp
     most = model.num_layers + 2
     if chunks > most:

@@ -193,8 +193,8 @@ def _with_exchange(scenario: Scenario, model: ModelSpec, plan: Plan) -> Scenario
         return scenario
     fabric = machine_of(scenario.cluster, plan.num_devices, network, scenario.faults).fabric
     row_bytes: dict[Phase, float] = {
-        "dispatch": model.hidden_size * bytes_per_element(scenario.dtypes.dispatch),
-        "combine": model.hidden_size * bytes_per_element(scenario.dtypes.activations),
+        "dispatch": model.routed_hidden * bytes_per_element(scenario.dtypes.dispatch),
+        "combine": model.routed_hidden * bytes_per_element(scenario.dtypes.activations),
     }
     tokens = scenario.batch.tokens_per_rank / plan.tp
     even = Even(plan.stage_ranks(0), tokens, moe.num_experts, moe.top_k, row_bytes)

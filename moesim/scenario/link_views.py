@@ -81,7 +81,7 @@ def dispatched_bytes(built: Built, batches: Sequence[Stages]) -> NDArray[np.floa
     """Bytes that dispatch and combine of one step move between ranks, ``(rank, rank)``, mean over batches."""
     ranks = built.plan.num_devices
     total = np.zeros((ranks, ranks))
-    hidden = built.model.hidden_size
+    hidden = built.model.routed_hidden
     there = hidden * bytes_per_element(built.scenario.dtypes.dispatch)
     back = hidden * bytes_per_element(built.dtypes.activations)
     for stages in batches:

@@ -15,6 +15,7 @@ from moesim.files import Tree, find, read_tree, set_value, validated
 from moesim.files.tree import unknown_field
 from moesim.hardware.load import resolve_cluster
 from moesim.model.load import read_config
+from moesim.model.variant import BLOCK as VARIANT
 from moesim.scenario.schema import Scenario
 
 ROOM = "scenarios"
@@ -90,7 +91,7 @@ def _with_model(tree: Tree) -> tuple[Tree, str]:
     unknown = [
         Problem(f"model.{key}", unknown_field(key, list(config.data)), tree.where(("model", key)))
         for key in overrides
-        if key not in config.data
+        if key not in config.data and key != VARIANT
     ]
     if unknown:
         raise InputError(unknown, source=tree.source)
@@ -106,5 +107,5 @@ def _check_known_model_field(tree: Tree, assignment: str) -> None:
     model = tree.data.get("model")
     if keys[0] != "model" or len(keys) < 2 or not isinstance(model, dict):
         return
-    if keys[1] not in model:
+    if keys[1] not in model and keys[1] != VARIANT:
         raise InputError([Problem(".".join(keys), unknown_field(keys[1], list(model)), "--set")])

@@ -17,6 +17,7 @@ from moesim.scenario.schema import RoutingSection
 from moesim.traces import RoutingTrace, check_against, read_trace, repeat_layers
 from moesim.traces.description import PHASES
 from moesim.traces.generators import Generator, generators
+from moesim.traces.rewrite import thinned
 
 GENERATED_TOKENS = (4096, 8192)
 """Fewest and most tokens that a generator is asked for; a larger step meets them more than once."""
@@ -72,6 +73,8 @@ def load_traffic(
         generator = generators.build(section.generator, section.params, field="routing")
         wanted = longer * min(max(GENERATED_TOKENS[0], 2 * step_tokens), GENERATED_TOKENS[1])
         trace = _generated(generator, wanted, (layers, model.num_experts, model.top_k), seed)
+        if model.mean_active_experts is not None:
+            trace = thinned(trace, model.mean_active_experts, rng_for(seed, "routing/thinned"))
         warnings.append(f"routing is generated ({section.generator}), not recorded from {model.name}")
     fit, held_out = _split(trace, section.fit_fraction)
     if held_out.num_tokens < step_tokens:

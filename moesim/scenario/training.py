@@ -324,8 +324,8 @@ def _fabric(scenario: Scenario, model: ModelSpec, plan: TrainPlan) -> Fabric:
     if moe is None or plan.ep == 1 or network.exchange != AUTO or network.deduplicate != "auto":
         return fabric
     row_bytes: dict[Phase, float] = {
-        "dispatch": model.hidden_size * bytes_per_element(scenario.dtypes.dispatch),
-        "combine": model.hidden_size * bytes_per_element(scenario.dtypes.activations),
+        "dispatch": model.routed_hidden * bytes_per_element(scenario.dtypes.dispatch),
+        "combine": model.routed_hidden * bytes_per_element(scenario.dtypes.activations),
     }
     section = scenario.training
     tokens = section.micro_batch_size * section.sequence_length / (plan.cp * plan.tp)

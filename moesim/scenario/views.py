@@ -93,7 +93,7 @@ def traffic_view(built: Built, batches: Batches) -> dict[str, Any]:
     """Bytes of dispatch and combine of one step between ranks (or nodes), both link classes."""
     ranks = built.plan.num_devices
     total = {"scale_up": np.zeros((ranks, ranks)), "scale_out": np.zeros((ranks, ranks))}
-    hidden = built.model.hidden_size
+    hidden = built.model.routed_hidden
     there = hidden * bytes_per_element(built.scenario.dtypes.dispatch)
     back = hidden * bytes_per_element(built.dtypes.activations)
     if built.plan.attention_dp > 1:

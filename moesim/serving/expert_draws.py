@@ -16,6 +16,7 @@ from moesim.model.spec import MoeSpec
 from moesim.network.traffic import PortTokens, routed_traffic
 from moesim.parallel.plan import Plan
 from moesim.traces.generators import generators
+from moesim.traces.rewrite import thinned
 
 BANK_TOKENS = 4096
 """Tokens that are routed once; a larger iteration meets some of them again."""
@@ -95,6 +96,7 @@ class ExpertDraws:
         per_rank = self.moe.num_experts // self.plan.ep
         columns = np.arange(self.plan.moe_tp)
         destination = (ids // per_rank)[..., None] * self.plan.moe_tp + columns
+        destination[ids < 0] = -1
         ports = routed_traffic(source, destination.reshape(*ids.shape[:2], -1), self.domain, "rank").ports()
         scale = count / used
         return PortTokens(
@@ -106,13 +108,14 @@ class ExpertDraws:
 
     @property
     def _bank(self) -> NDArray[np.int64]:
-        return _bank(self.generator, self.moe.num_experts, self.moe.top_k)
+        moe = self.moe
+        return _bank(self.generator, moe.num_experts, moe.top_k, moe.mean_active_experts)
 
     def _load(self, count: int) -> ExpertLoad:
         used = min(count, BANK_TOKENS)
         ids, experts = self._bank[self._rows[:used]], self.moe.num_experts
         flat = ids + (np.arange(BANK_LAYERS) * experts)[:, None]
-        counts = np.bincount(flat.ravel(), minlength=BANK_LAYERS * experts).reshape(BANK_LAYERS, experts)
+        counts = np.bincount(flat[ids >= 0], minlength=BANK_LAYERS * experts).reshape(BANK_LAYERS, experts)
         if count > used:
             counts = np.rint(counts * (count / used)).astype(np.int64)
         return ExpertLoad.of(counts.reshape(BANK_LAYERS, self.plan.ep, -1))
@@ -129,9 +132,12 @@ def _whole(tokens: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=32)
-def _bank(generator: Generator, num_experts: int, top_k: int) -> NDArray[np.int64]:
-    """Experts of random tokens, ``(token, layer, choice)``."""
+def _bank(generator: Generator, num_experts: int, top_k: int, mean: float | None) -> NDArray[np.int64]:
+    """Experts of random tokens, ``(token, layer, choice)``; -1 where fewer than ``top_k`` work for one."""
     made = generators.build(generator.name, dict(generator.params), field="routing")
     rng = rng_for(0, "serving/bank")
     trace = made.generate(BANK_TOKENS, BANK_LAYERS, num_experts, top_k, rng)
-    return np.asarray(trace.expert_ids).astype(np.int64)
+    if mean is not None:
+        trace = thinned(trace, mean, rng)
+    ids = np.asarray(trace.expert_ids).astype(np.int64)
+    return np.where(ids == trace.empty_slot, -1, ids)

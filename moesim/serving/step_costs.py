@@ -24,18 +24,18 @@ from moesim.model import Dtypes, ModelSpec
 from moesim.model.dtypes import bytes_per_element
 from moesim.model.layer_ops import (
     attention_ops,
-    dense_ffn_ops,
     embedding_ops,
     expert_op,
     head_ops,
     norm_op,
     permute_op,
+    plain_ffn_ops,
     router_ops,
     shared_expert_ops,
     unpermute_op,
 )
 from moesim.model.ops import GroupedExperts, Op, Segment, Sharding
-from moesim.model.spec import DenseFfn, LayerSpec, MoeSpec
+from moesim.model.spec import LayerSpec, MoeSpec
 from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter, send
 from moesim.network.exchanges.base import Load, Phase, exchange
 from moesim.network.fabric import Fabric
@@ -218,9 +218,9 @@ class StepCosts:
             self._around_experts(terms, layer.moe, tokens, graph_tokens, count)
             return
         self._collective(terms, "all_reduce", tokens * self._token_bytes, count)
-        if isinstance(layer.ffn, DenseFfn):
+        if layer.plain is not None:
             norm = norm_op("ffn_norm", self.model.hidden_size, tokens, self.dtypes)
-            work = dense_ffn_ops(layer.ffn, self.model.hidden_size, tokens, self.sharding)
+            work = plain_ffn_ops(layer.plain, self.model.hidden_size, tokens, self.sharding)
             self._add(terms, "dense ffn", [norm, *work], count)
             self._collective(terms, "all_reduce", tokens * self._token_bytes, count)
 
@@ -268,7 +268,7 @@ class StepCosts:
                 terms.add(label, replace(estimate, seconds=seconds), count)
         if not self.cost.permutes(self._expert_op(moe)):
             copies = local * moe.experts_per_token
-            moves = [op(hidden, local, copies, self.dtypes) for op in (permute_op, unpermute_op)]
+            moves = [op(moe, hidden, local, copies, self.dtypes) for op in (permute_op, unpermute_op)]
             self._add(terms, "permute", moves, count)
         if split:
             self._collective(terms, "all_gather", moved_bytes, count)
@@ -330,7 +330,7 @@ class StepCosts:
         return expert_op(moe, self.model.hidden_size, slots, self.dtypes, moe_tp=self.plan.moe_tp)
 
     def _exchange(self, moe: MoeSpec, tokens: Floats, phase: Phase) -> Estimate:
-        row_bytes = self._token_bytes
+        row_bytes = moe.routed_hidden(self.model.hidden_size) * bytes_per_element(self.dtypes.activations)
         if len(self._stage) < self.kernels.all_to_all_from:
             collective = all_gather if phase == "dispatch" else reduce_scatter
             return collective(tokens * row_bytes, self._stage, self.fabric)

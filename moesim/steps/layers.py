@@ -21,18 +21,18 @@ from moesim.kernels.histogram import ExpertLoad
 from moesim.model.dtypes import Dtypes, bytes_per_element
 from moesim.model.layer_ops import (
     attention_ops,
-    dense_ffn_ops,
     embedding_ops,
     expert_op,
     head_ops,
     norm_op,
     permute_op,
+    plain_ffn_ops,
     router_ops,
     shared_expert_ops,
     unpermute_op,
 )
 from moesim.model.ops import GroupedExperts, Op, Segment, Sharding
-from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
+from moesim.model.spec import LayerSpec, ModelSpec, MoeSpec, PlainFfn
 from moesim.network.collectives.group import all_gather, all_reduce, reduce_scatter
 from moesim.network.demand import LinkPool, Transfer
 from moesim.network.exchanges.base import Load, Phase, exchange
@@ -166,8 +166,8 @@ class StageBuilder:
                 self._moe(index, layer.moe, lane, experts)
                 continue
             self._tensor_parallel(index, "all_reduce", all_reduce, lane.tokens)
-            if isinstance(layer.ffn, DenseFfn):
-                self._work("dense ffn", self._with_norm(layer.ffn, lane.tokens))
+            if layer.plain is not None:
+                self._work("dense ffn", self._with_norm(layer.plain, lane.tokens))
                 self._tensor_parallel(index, "all_reduce", all_reduce, lane.tokens)
         if self.stage.is_last:
             self._work("output head", head_ops(self.model, lane.sequences, self._sharding))
@@ -180,9 +180,9 @@ class StageBuilder:
             self._attention[layer] = self._parts(ops, {"projections": "attention projections"})
         self._pending += self._attention[layer]
 
-    def _with_norm(self, ffn: DenseFfn, tokens: float) -> list[Op]:
+    def _with_norm(self, ffn: PlainFfn, tokens: float) -> list[Op]:
         norm = norm_op("ffn_norm", self.model.hidden_size, tokens, self.dtypes)
-        return [norm, *dense_ffn_ops(ffn, self.model.hidden_size, tokens, self._sharding)]
+        return [norm, *plain_ffn_ops(ffn, self.model.hidden_size, tokens, self._sharding)]
 
     def _moe(self, index: int, moe: MoeSpec, lane: Lane, experts: _ExpertTimes) -> None:
         stage, hidden = self.stage, self.model.hidden_size
@@ -199,14 +199,14 @@ class StageBuilder:
         row = self._moe_index[index]
         gathers = not self.cost.permutes(self.expert_op(moe))
         if gathers:
-            self._work("permute", [permute_op(hidden, local_tokens, copies, self.dtypes)])
+            self._work("permute", [permute_op(moe, hidden, local_tokens, copies, self.dtypes)])
         if split:
             self._exchange(index, experts.dispatch(row), self._stage_group(), experts.demand("dispatch", row))
         self._pending.append(experts.compute(row))
         if split:
             self._exchange(index, experts.combine(row), self._stage_group(), experts.demand("combine", row))
         if gathers:
-            self._work("permute", [unpermute_op(hidden, local_tokens, copies, self.dtypes)])
+            self._work("permute", [unpermute_op(moe, hidden, local_tokens, copies, self.dtypes)])
         if split:
             self._tensor_parallel(index, "all_gather", all_gather, lane.tokens)
         else:
@@ -290,8 +290,8 @@ class StageBuilder:
 
     def row_bytes(self, phase: Phase) -> float:
         """Payload of a token that is dispatched or combined. [bytes]"""
-        dispatched = self.model.hidden_size * bytes_per_element(self.dispatch_dtype)
-        whole = dispatched if phase == "dispatch" else self._token_bytes
+        dtype = self.dispatch_dtype if phase == "dispatch" else self.dtypes.activations
+        whole = self.model.routed_hidden * bytes_per_element(dtype)
         return whole * self.fabric.communication.payload_ratio
 
     def scattered(self, values: NDArray[Number], fill: int = 0) -> NDArray[Number]:

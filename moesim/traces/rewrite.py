@@ -29,6 +29,18 @@ def dropped(trace: RoutingTrace, drop: NDArray[np.bool_], how: str) -> RoutingTr
     return told(changed, how)
 
 
+def thinned(trace: RoutingTrace, mean_experts: float, rng: np.random.Generator) -> RoutingTrace:
+    """Trace with ``mean_experts`` choices a token on average, at most as many as there are.
+
+    The first choice goes last: only where fewer than one expert works for a token is it dropped, too.
+    """
+    first = min(mean_experts, 1.0)
+    kept = np.full(trace.top_k, (mean_experts - first) / max(1, trace.top_k - 1))
+    kept[0] = first
+    drop = rng.random(trace.expert_ids.shape) >= kept
+    return dropped(trace, drop, f"{mean_experts:g} choices a token kept at random")
+
+
 def weights_of(trace: RoutingTrace, what: str) -> NDArray[np.float32]:
     """Gate weights, 0 in empty slots.
 

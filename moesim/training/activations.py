@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moesim.model.attention import GroupedQueryAttention, LatentAttention
+from moesim.model.attention import GroupedQueryAttention, LatentAttention, NoMixer
 from moesim.model.attention.base import local_kv_heads
 from moesim.model.dtypes import Dtypes, bytes_per_element
 from moesim.model.ops import Gemm, Segment, Sharding
+from moesim.model.row_memory import MemoryFfn
 from moesim.model.spec import DenseFfn, LayerSpec, MoeSpec
 from moesim.training.recompute import Recompute
 
@@ -106,9 +107,11 @@ def saved_tensors(
     if layer.ffn is None:
         return tensors
     tensors.append(Saved("residual", FEED_FORWARD, rows.local * hidden * wide))
-    if isinstance(layer.ffn, DenseFfn):
-        return [*tensors, *_dense(layer.ffn, hidden, rows, dtypes, inner_dtype)]
-    return [*tensors, *_moe(layer.ffn, hidden, rows, dtypes, inner_dtype)]
+    if isinstance(layer.ffn, MoeSpec):
+        return [*tensors, *_moe(layer.ffn, hidden, rows, dtypes, inner_dtype)]
+    if isinstance(layer.ffn, MemoryFfn):
+        return [*tensors, *_memory(layer.ffn, hidden, rows, dtypes, inner_dtype)]
+    return [*tensors, *_dense(layer.ffn, hidden, rows, dtypes, inner_dtype)]
 
 
 def kept(tensors: list[Saved], recompute: Recompute, position: int = 0) -> float:
@@ -130,7 +133,7 @@ def _mixer(layer: LayerSpec, hidden: int, rows: Rows, dtypes: Dtypes) -> Iterato
         yield from _grouped(mixer, rows, dtypes)
     elif isinstance(mixer, LatentAttention):
         yield from _latent(mixer, rows, dtypes)
-    else:
+    elif not isinstance(mixer, NoMixer):
         yield from _recurrent(layer, hidden, rows, dtypes)
     if layer.cross_attention is not None:
         yield from _grouped(layer.cross_attention, rows, dtypes)
@@ -189,6 +192,18 @@ def _dense(ffn: DenseFfn, hidden: int, rows: Rows, dtypes: Dtypes, inner_dtype: 
     yield Saved("activated", FEED_FORWARD, rows.tokens * width * product, again)
 
 
+def _memory(memory: MemoryFfn, hidden: int, rows: Rows, dtypes: Dtypes, inner_dtype: str) -> Iterator[Saved]:
+    """Queries, scores of both axes, and the rows that each token gathered."""
+    wide, product = _formats(dtypes)
+    yield Saved("normed residual", FEED_FORWARD, rows.local * hidden * product)
+    yield Saved("memory queries", FEED_FORWARD, rows.tokens * 2 * memory.key_dim * product)
+    yield Saved("memory scores", FEED_FORWARD, rows.tokens * 2 * memory.keys * wide)
+    gathered = memory.rows * memory.row_size / rows.tp
+    yield Saved("gathered rows", FEED_FORWARD, rows.tokens * gathered * wide)
+    if memory.beside is not None:
+        yield from _dense(memory.beside, hidden, rows, dtypes, inner_dtype)
+
+
 def _moe(moe: MoeSpec, hidden: int, rows: Rows, dtypes: Dtypes, inner_dtype: str) -> Iterator[Saved]:
     wide, product = _formats(dtypes)
     inner = bytes_per_element(inner_dtype or dtypes.activations)
@@ -199,7 +214,7 @@ def _moe(moe: MoeSpec, hidden: int, rows: Rows, dtypes: Dtypes, inner_dtype: str
     scores = rows.local * moe.num_experts * (2 * FP32_BYTES + MASK_BYTES)
     yield Saved("router scores and choices", FEED_FORWARD, scores, whole)
     width, ups = moe.expert_width / rows.etp, 2 if moe.gated else 1
-    yield Saved("dispatched tokens", EXPERTS, rows.copies * hidden * narrow, whole)
+    yield Saved("dispatched tokens", EXPERTS, rows.copies * moe.routed_hidden(hidden) * narrow, whole)
     yield Saved("expert up and gate", EXPERTS, rows.copies * ups * width * inner, whole)
     again = frozenset({"moe", "moe_act"})
     yield Saved("expert activated", EXPERTS, rows.copies * width * narrow, again)

@@ -262,6 +262,8 @@ def layer_parameters(layer: LayerSpec, hidden: int, plan: TrainPlan) -> tuple[fl
     moe = layer.moe
     if moe is None:
         return dense + (layer.ffn.parameters(hidden) / plan.tp if layer.ffn else 0.0), 0.0
+    if layer.again:
+        return dense + moe.router_parameters(hidden), 0.0
     shared = moe.shared.parameters(hidden) if moe.shared else 0
     dense += moe.common_parameters(hidden) - shared + shared / plan.tp
     return dense, moe.num_experts / (plan.ep * plan.etp) * moe.expert_parameters(hidden)

@@ -201,8 +201,8 @@ class MoeWork:
             *router_ops(moe, hidden, tokens, dtypes),
         ]
         shared = shared_expert_ops(moe, hidden, tokens, replace(outer.sharding, tp=1))
-        gather: list[Op] = [permute_op(hidden, tokens, copies, dtypes)] * self.permutations
-        settle: list[Op] = [unpermute_op(hidden, tokens, copies, dtypes)] * self.permutations
+        gather: list[Op] = [permute_op(moe, hidden, tokens, copies, dtypes)] * self.permutations
+        settle: list[Op] = [unpermute_op(moe, hidden, tokens, copies, dtypes)] * self.permutations
 
         def permuted(ops: list[Op]) -> tuple[Work, ...]:
             """Without launches: these are among the small ones of router and dispatcher."""
@@ -236,7 +236,9 @@ class MoeWork:
         return Load(
             phase=phase,
             ports=ports if there else ports.transposed(),
-            row_bytes=outer.model.hidden_size * bytes_per_element(dtype) * payload_ratio,
+            row_bytes=self.moe.routed_hidden(outer.model.hidden_size)
+            * bytes_per_element(dtype)
+            * payload_ratio,
             ranks=self.ranks,
             tokens_per_rank=outer.local_tokens * self.fraction,
             num_experts=self.moe.num_experts,

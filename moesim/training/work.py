@@ -10,9 +10,9 @@ import numpy as np
 from moesim.engine.program import Part
 from moesim.evidence import Estimate
 from moesim.model.dtypes import Dtypes, bytes_per_element
-from moesim.model.layer_ops import attention_ops, dense_ffn_ops, embedding_ops, head_ops, norm_op
+from moesim.model.layer_ops import attention_ops, embedding_ops, head_ops, norm_op, plain_ffn_ops
 from moesim.model.ops import Gemm, MemoryBound, Op, Segment, Sharding
-from moesim.model.spec import DenseFfn, LayerSpec, ModelSpec, MoeSpec
+from moesim.model.spec import LayerSpec, ModelSpec, MoeSpec, PlainFfn
 from moesim.network.collectives.group import all_gather, reduce_scatter, send
 from moesim.network.crowding import ring_use
 from moesim.network.fabric import Fabric
@@ -42,7 +42,7 @@ class LayerWork:
     num_units: int
     spread: Spread | None = None
     _attention: dict[LayerSpec, list[Item]] = field(default_factory=dict)
-    _dense: dict[DenseFfn, list[Item]] = field(default_factory=dict)
+    _dense: dict[PlainFfn, list[Item]] = field(default_factory=dict)
     _moe: dict[MoeSpec, MoeWork] = field(default_factory=dict)
 
     def with_shares(self, shares: Shares) -> LayerWork:
@@ -161,16 +161,16 @@ class LayerWork:
         return [Link(part, part, "attention", everybody=False, hides_weight_gradient=False, use=use)]
 
     def _ffn_items(self, spec: LayerSpec, index: int) -> list[Item]:
-        if isinstance(spec.ffn, DenseFfn):
-            return self._dense_items(spec.ffn)
-        return self._moe_work(spec.ffn).items(index) if spec.ffn is not None else []
+        if spec.plain is not None:
+            return self._dense_items(spec.plain)
+        return self._moe_work(spec.moe).items(index) if spec.moe is not None else []
 
-    def _dense_items(self, ffn: DenseFfn) -> list[Item]:
+    def _dense_items(self, ffn: PlainFfn) -> list[Item]:
         if ffn not in self._dense:
             hidden = self.model.hidden_size
             ops = [
                 norm_op("ffn_norm", hidden, self.local_tokens, self.dtypes),
-                *dense_ffn_ops(ffn, hidden, self.tokens, self.sharding),
+                *plain_ffn_ops(ffn, hidden, self.tokens, self.sharding),
             ]
             before, after = self._gathered(hides=True), self._scattered()
             piece = Piece(self.works(ops, "dense ffn"))

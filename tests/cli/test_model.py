@@ -43,6 +43,18 @@ def test_formats_change_bytes_only(run):
     assert packed["expert_bytes"]["value"] == plain["expert_bytes"]["value"] * 4.5 / 16
 
 
+def test_show_takes_other_values_and_variants(run):
+    plain = json.loads(run("show", "qwen3_30b_a3b", "--json").stdout)
+    args = ("--set", "num_experts_per_tok=4", "--set", "variant.kept_width=0.5")
+    changed = json.loads(run("show", "qwen3_30b_a3b", *args, "--json").stdout)
+    assert changed["metrics"]["expert_bytes"]["value"] == plain["metrics"]["expert_bytes"]["value"] / 2
+    assert changed["rows"][0]["kind"] == "gqa + moe 4/128"
+    assert "published" not in changed
+    wrong = run("show", "qwen3_30b_a3b", "--set", "num_expert=4")
+    assert wrong.exit_code == 3
+    assert "num_expert: unknown field; did you mean 'num_experts'?" in wrong.stderr
+
+
 def test_show_prints_tables(run):
     text = run("show", "Qwen3-Next-80B-A3B").stdout
     assert "gated_delta_net + moe 10/512" in text

@@ -9,5 +9,14 @@ from moesim.model.attention.gated_delta import GatedDeltaNet
 from moesim.model.attention.grouped_query import GroupedQueryAttention
 from moesim.model.attention.latent import Indexer, LatentAttention
 from moesim.model.attention.mamba import Mamba
+from moesim.model.attention.nothing import NoMixer
 
-__all__ = ["Attention", "GatedDeltaNet", "GroupedQueryAttention", "Indexer", "LatentAttention", "Mamba"]
+__all__ = [
+    "Attention",
+    "GatedDeltaNet",
+    "GroupedQueryAttention",
+    "Indexer",
+    "LatentAttention",
+    "Mamba",
+    "NoMixer",
+]
