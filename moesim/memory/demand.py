@@ -30,6 +30,8 @@ class Demand:
         Gate weight of the choice, the largest over the tokens of the pass. [-]
     prior_counts : ndarray of int64, ``(layers, experts)``, optional
         Tokens that chose each expert in earlier traffic, for policies that pin. [tokens]
+    prompt_counts : ndarray of int64, ``(layers, experts)``, optional
+        The same of the prompt that the passes follow. [tokens]
     layers_per_row : int
         Model layers that share one row of a pooled cache; 1 for a cache a layer. [-]
     """
@@ -41,6 +43,7 @@ class Demand:
     weights: NDArray[np.float32] | None = None
     prior_counts: NDArray[np.int64] | None = None
     layers_per_row: int = 1
+    prompt_counts: NDArray[np.int64] | None = None
 
     @property
     def num_passes(self) -> int:
@@ -75,6 +78,7 @@ class Demand:
             weights=None if self.weights is None else self.weights.reshape(shape),
             prior_counts=None if self.prior_counts is None else self.prior_counts.reshape(1, -1),
             layers_per_row=layers,
+            prompt_counts=None if self.prompt_counts is None else self.prompt_counts.reshape(1, -1),
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,12 +182,37 @@ def demand_for(scenario: Scenario, traffic: Traffic) -> Demand:
     if trace.num_tokens < waiting:
         trace = _repeated(trace, waiting)
     prior = traffic.fit.counts()
+    if scenario.memory.cache.policy == "prompt_static":
+        return _after_prompt(scenario, trace, passes, prior)
     if decoding:
         steps = -(-passes // batcher.pool)
         return demand_of_batches(
             trace, batched_steps(trace, steps, size, batcher)[:passes], prior_counts=prior
         )
     return demand_of(trace, size, max_passes=passes, prior_counts=prior)
+
+
+def _after_prompt(scenario: Scenario, trace: RoutingTrace, passes: int, prior: NDArray[np.int64]) -> Demand:
+    """The last ``passes`` tokens of the first request that is longer, and what its tokens before them used.
+
+    Raises
+    ------
+    InputError
+        Not the decode of one sequence, or no request that is long enough.
+    """
+    if scenario.offload.phase != "decode" or scenario.batch.tokens_per_rank != 1:
+        accepted = "decode of one sequence (batch.tokens_per_rank 1), whose prompt says which experts"
+        raise InputError.at("memory.cache.policy", "prompt_static", accepted)
+    bounds = np.append(trace.request_starts(), trace.num_tokens)
+    longer = np.flatnonzero(np.diff(bounds) > passes)
+    if not longer.size:
+        accepted = f"fewer than the {int(np.diff(bounds).max())} tokens of the longest request"
+        raise InputError.at("offload.passes", passes, f"with offload.warmup_passes, {accepted}")
+    begin, end = (int(bounds[longer[0] + i]) for i in (0, 1))
+    decode = end - passes
+    prompt = trace.window(max(begin, decode - scenario.batch.context_tokens), decode)
+    demand = demand_of(trace.window(decode, end), max_passes=passes, prior_counts=prior)
+    return replace(demand, prompt_counts=prompt.counts())
 
 
 def _repeated(trace: RoutingTrace, tokens: int) -> RoutingTrace:

@@ -242,12 +242,12 @@ def _shares(data: Data, seed: int, progress: Progress) -> list[Claim]:
     dtypes = Dtypes(weights="fp8", experts="fp8")
     machine, engine = data["machines"][given["machine"]], data["engines"][given["engine"]]
     costs = case_of(machine, engine, model, dtypes, given["context"]).costs()
-    knowing = _request(given, model, seed)
+    demand = _request(given, model, seed)
+    policies = {"frequency": "frequency_static", "dynamic": "prompt_static"}
     found = []
     for way in ("random", "uniform", "front", "frequency", "dynamic"):
         progress(f"{given['model']}, experts chosen {way}")
-        demand = knowing["prompt" if way == "dynamic" else "traffic"]
-        cache = "frequency_static" if way in {"frequency", "dynamic"} else "random_static"
+        cache = policies.get(way, "random_static")
         for percent, published in zip(given["percent"], given[way], strict=True):
             slots = _placed(way, percent / 100, demand, seed)
             seconds, _ = run(demand, costs, offload_of(slots, cache=cache, executor="cpu"), seed)
@@ -256,17 +256,14 @@ def _shares(data: Data, seed: int, progress: Progress) -> list[Claim]:
     return found
 
 
-def _request(given: Data, model: ModelSpec, seed: int) -> dict[str, Demand]:
-    """Decode of one request by what a placement knows: recorded traffic of others, or its own prompt."""
+def _request(given: Data, model: ModelSpec, seed: int) -> Demand:
+    """Decode of one request after its prompt, and recorded traffic of others."""
     shape = (len(model.moe_layers), model.num_experts, model.top_k)
     length = given["context"] + WARM_PASSES + PASSES
     *others, own = requests_like(given["like"], shape, length, PROFILED_REQUESTS + 1, seed)
-    known = {
-        "traffic": np.sum([other.counts() for other in others], axis=0),
-        "prompt": own.window(0, given["context"]).counts(),
-    }
-    decode = own.window(given["context"], length)
-    return {name: demand_of(decode, 1, prior_counts=counts) for name, counts in known.items()}
+    traffic = np.sum([other.counts() for other in others], axis=0)
+    decode = demand_of(own.window(given["context"], length), prior_counts=traffic)
+    return replace(decode, prompt_counts=own.window(0, given["context"]).counts())
 
 
 def _placed(way: str, share: float, demand: Demand, seed: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -54,6 +55,20 @@ def test_a_program_at_barriers_hands_over_later_with_more_threads():
     assert handover_s("executor.cpu_threads=6") == handover_s("executor.cpu_threads=56")
     with pytest.raises(InputError, match=r"executor.program: got 'vllm'; accepted: kt-kernel, ktransformers"):
         handover_s("executor.program=vllm")
+
+
+def test_a_placement_that_follows_the_prompt_knows_the_requests_own_tokens():
+    follows = ["memory.cache.policy=prompt_static", "executor.policy=cpu", "routing={generator: matched}"]
+    built = build_offload(resolved(*follows))
+    prompt = built.demand.prompt_counts
+    assert prompt.sum(axis=1).tolist() == [built.demand.ids.shape[2] * 128] * 32
+    held = built.offload.cache.initial(built.demand, np.full(32, 3))
+    most = np.sort(prompt, axis=1)[:, -3:].sum(axis=1)
+    assert np.where(held, prompt, 0).sum(axis=1).tolist() == most.tolist()
+    with pytest.raises(InputError, match="prompt_static.*accepted: decode of one sequence"):
+        build_offload(resolved(*follows, "batch.tokens_per_rank=4"))
+    with pytest.raises(InputError, match="offload.passes: got 5002; accepted: .* fewer than the 156 tokens"):
+        build_offload(resolved(*follows, "offload.passes=5000"))
 
 
 def test_tiers_that_cannot_hold_the_model_are_refused():
