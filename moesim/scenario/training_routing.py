@@ -31,7 +31,7 @@ class Windows:
 
     Attributes
     ----------
-    counts : ndarray of int, ``(window, layer, expert)``, or None
+    counts : ndarray, ``(window, layer, expert)``, or None
         Token copies of each expert; None where every expert is alike. [tokens]
     warnings : tuple of str
         What the reader should know about the source.
@@ -39,7 +39,7 @@ class Windows:
         Where experts live by now; None: what the scenario says.
     """
 
-    counts: NDArray[np.int64] | None
+    counts: NDArray[np.float64] | None
     warnings: tuple[str, ...] = ()
     homes: Placement | None = None
 
@@ -62,8 +62,8 @@ def windows_of(scenario: Scenario, model: ModelSpec) -> Windows:
     wanted = WINDOW_TOKENS * routing.num_batches // 2
     longer = max(1, PLAIN_EXPERTS // model.num_experts)
     traffic = load_traffic(routing, model, wanted, scenario.seed, longer=longer)
-    counts = np.array([w for trace in (traffic.fit, traffic.held_out) for w in _windows(trace)])
-    return Windows(counts, traffic.warnings)
+    counts = np.array([w for trace in (traffic.fit, traffic.held_out) for w in _windows(trace)], np.float64)
+    return Windows(evened(counts) if scenario.training.steered else counts, traffic.warnings)
 
 
 def shares_under(windows: Windows, scenario: Scenario, model: ModelSpec, plan: TrainPlan) -> Shares:
@@ -78,6 +78,15 @@ def shares_under(windows: Windows, scenario: Scenario, model: ModelSpec, plan: T
     size = (scenario.routing.num_batches, _texts(scenario, plan))
     drawn = rng.integers(len(windows.counts), size=size)
     return shares_of(windows.counts[drawn].sum(axis=1))
+
+
+def evened(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts whose sum over windows is the same for every expert of a layer that has any.
+
+    That is what a bias on each expert's score does that rises while its load is below the mean.
+    """
+    total = counts.sum(axis=0)
+    return np.asarray(counts * (total.mean(axis=-1, keepdims=True) / np.maximum(total, 1.0)))
 
 
 def _texts(scenario: Scenario, plan: TrainPlan) -> int:

@@ -62,6 +62,10 @@ class TrainingSection(BaseModel):
         description="mean length of the texts that sequences are packed from, each with its own routing; "
         "default: a sequence is one text",
     )
+    steered: bool = Field(
+        False,
+        description="biases of the gate keep loads even over batches (DeepSeek-V3): only texts are uneven",
+    )
     schedule: ScheduleSection = ScheduleSection()
     overlap: ExpertOverlapSection = Field(
         ExpertOverlapSection(), description="what of an expert layer's exchanges runs under its experts"

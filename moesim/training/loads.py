@@ -48,7 +48,7 @@ def balanced(num_layers: int, num_experts: int) -> Shares:
     return np.full((1, num_layers, num_experts), 1.0 / num_experts)
 
 
-def shares_of(counts: NDArray[np.int64]) -> Shares:
+def shares_of(counts: NDArray[np.float64]) -> Shares:
     """Shares from ``counts[draw, layer, expert]``."""
     return np.asarray(counts / np.maximum(counts.sum(-1, keepdims=True), 1))
 

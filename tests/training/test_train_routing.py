@@ -10,7 +10,7 @@ from moesim.files import Tree
 from moesim.model import from_hf
 from moesim.scenario.resolve import resolve_tree
 from moesim.scenario.training import build_training, train_plan
-from moesim.scenario.training_routing import Windows, shares_under
+from moesim.scenario.training_routing import Windows, evened, shares_under
 from moesim.traces import write_trace
 
 TREE = {
@@ -57,3 +57,24 @@ def test_microbatches_are_drawn_from_a_recorded_trace(tmp_path):
     assert shares[..., 127] == pytest.approx(1 / 8)
     assert shares[..., :16] == pytest.approx(7 / 8 / 16, rel=0.1)
     assert not shares[..., 16:127].any()
+
+
+def test_steered_experts_are_even_in_sum_and_uneven_by_text():
+    rng = np.random.default_rng(0)
+    counts = rng.gamma(2.0, 10.0, size=(8, 3, 64)) * np.linspace(0.2, 3.0, 64)
+    counts[:, 1, 5] = 0.0
+    found = evened(counts)
+    total = found.sum(axis=0)
+    assert total[[0, 2]] == pytest.approx(
+        np.broadcast_to(counts.sum(axis=0)[[0, 2]].mean(1, keepdims=True), (2, 64))
+    )
+    assert not found[:, 1, 5].any()
+    assert (found.std(axis=0)[0] > 0).all()
+
+
+def test_steering_takes_the_skew_out_of_a_step():
+    skewed, even = (
+        build_training(resolved(*sets)).setup.work.shares for sets in ((), ("training.steered=true",))
+    )
+    assert even.max(axis=-1).mean() < 0.6 * skewed.max(axis=-1).mean()
+    assert even.sum(axis=-1) == pytest.approx(1.0)

@@ -48,6 +48,8 @@ RECORDED: Mapping[str, str] = {
     "mixtral_8x22b": "mixtral_8x7b",
 }
 """Fitted routing whose recording stands for a trained model's: its own, or a sibling's of equal experts."""
+STEERED = frozenset({"deepseek_v3"})
+"""Biases of the gate keep their loads even over batches in training (arXiv:2412.19437, section 2.1.2)."""
 EXCHANGES: Mapping[str, Mapping[str, Any]] = {
     "alltoall": {"exchange": "pairwise", "deduplicate": "expert"},
     "deepep": {"deduplicate": "node"},
@@ -261,6 +263,8 @@ def scenario_of(step: Step) -> dict[str, Any]:
         scenario["network"]["sms"] = step.exchange_sms
     if step.text_tokens is not None:
         scenario["training"]["text_tokens"] = step.text_tokens
+    if step.routing == "natural" and step.model in STEERED:
+        scenario["training"]["steered"] = True
     if not dense:
         scenario["routing"] = routing_of(step)
     return scenario

@@ -42,6 +42,8 @@ def test_trained_models_route_as_recorded_and_new_ones_as_nobody_knows() -> None
     assert found["mixtral_8x22b_h100_128_fp8"]["like"] == "mixtral_8x7b"
     assert found["qwen3_30b_h100_16_natural"]["generator"] == "fitted_skew"
     assert found["mixtral_8x22b_h100_128_forced"]["generator"] == "balanced"
+    steered = [row.id for row in rows() if "steered" in scenario_of(row.step)["training"]]
+    assert steered == ["dsv3_h800_2048"]
 
 
 def test_a_small_step_is_predicted_once_and_agrees_with_itself() -> None:
