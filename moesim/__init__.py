@@ -14,6 +14,7 @@ from moesim.errors import CheckFailed, InfeasibleError, InputError, MoesimError
 __version__ = "0.1.0"
 
 _HOMES = {
+    "frame": "moesim.scenario.frames",
     "load_cluster": "moesim.hardware",
     "load_device": "moesim.hardware",
     "load_model": "moesim.model",
@@ -29,6 +30,7 @@ __all__ = [
     "InfeasibleError",
     "InputError",
     "MoesimError",
+    "frame",
     "load_cluster",
     "load_device",
     "load_model",
