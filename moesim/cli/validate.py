@@ -71,10 +71,14 @@ def command(
             leave_one_out=leave_one_out,
         )
         return
-    from moesim.validate.claims import claim_sets, claims_of, plain, summary  # noqa: PLC0415
+    from moesim.validate.claims import asks, claim_sets, claims_of, plain, summary  # noqa: PLC0415
 
     if subject == "list":
-        table("Sets of published claims", ["set"], [[name] for name in claim_sets()])
+        rows = [[name, asks(name)] for name in claim_sets()]
+        if json:
+            emit_json(envelope("validate", sets=dict(rows)))
+        else:
+            table("Sets of published claims", ["set", "what it compares"], rows)
         return
     with naming(f"validate {subject}") as doing:
         claims = claims_of(subject, seed=seed, progress=doing)
@@ -92,13 +96,21 @@ def command(
 
 
 def _show(document: Mapping[str, Any], claims: Sequence[Claim]) -> None:
-    rows = [[*cells[:6], "yes" if claim.within else "NO", *cells[6:]] for claim, cells in _cells(claims)]
-    columns = ["claim", "published", "ours", "unit", "error", "tolerance", "within", "source", "note"]
-    table(f"Published claims: {document['set']}", columns, rows, right=[1, 2, 4, 5])
+    """A table a source; what rows say besides stands once, below all of them."""
+    columns = ["claim", "published", "ours", "unit", "error", "tolerance", "within", "note"]
+    by_source: dict[str, list[list[str]]] = {}
+    notes: dict[str, str] = {"": ""}
+    for claim, (*cells, source, said) in _cells(claims):
+        number = notes.setdefault(said, str(len(notes)))
+        by_source.setdefault(source, []).append([*cells, "yes" if claim.within else "NO", number])
+    for source, rows in by_source.items():
+        table(source, columns, rows, right=[1, 2, 4, 5, 7])
+    for text, number in list(notes.items())[1:]:
+        typer.echo(f"note {number}: {text}")
     counts = document["summary"]
     if "groups" in counts:
         _show_groups(counts["groups"])
-    typer.echo(f"{counts['n_within']} of {counts['n']} within their tolerance")
+    typer.echo(f"{counts['n_within']} of {counts['n']} claims of {document['set']} within their tolerance")
 
 
 def _write(document: Mapping[str, Any], claims: Sequence[Claim], out: Path) -> None:

@@ -54,10 +54,10 @@ def find(
         for parent in (PACKAGE.parent, PACKAGE / "_data"):
             if (parent / given).is_file():
                 return parent / given
-    for folder in data_folders(room):
-        for path in _files(folder, suffixes):
-            if path.stem == name:
-                return path
+    for folder in data_folders(room) if given.name == name else ():
+        found = [p for place in _places(folder) for s in suffixes if (p := place / (name + s)).is_file()]
+        if found:
+            return min(found)
     known = listed(room, suffixes=suffixes)
     searched = ", ".join(str(p) for p in data_folders(room)) or f"no folder {room!r}"
     hint = did_you_mean(name, known)
@@ -71,9 +71,14 @@ def listed(room: str, *, suffixes: Sequence[str] = SUFFIXES) -> list[str]:
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files of a data folder and of its direct sub-folders; what lies deeper belongs to one of them."""
-    paths = [*folder.glob("*"), *folder.glob("*/*")]
+    paths = (path for place in _places(folder) for path in place.iterdir())
     return sorted(p for p in paths if p.suffix in suffixes and p.is_file())
+
+
+def _places(folder: Path) -> list[Path]:
+    """A data folder and its direct sub-folders; what lies deeper belongs to one of them."""
+    with os.scandir(folder) as entries:
+        return [folder, *(folder / entry.name for entry in entries if entry.is_dir())]
 
 
 def _shown(name: str, known: list[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -133,6 +134,8 @@ class StageBuilder:
     _blocks: list[Block] = field(default_factory=list)
     _attention: dict[LayerSpec, tuple[Part, ...]] = field(default_factory=dict)
     _moe_index: dict[int, int] = field(default_factory=dict)
+    _worked: dict[tuple[str, tuple[Op, ...]], tuple[Part, ...]] = field(default_factory=dict)
+    _exchanged: dict[tuple[str, float, bool], Exchange] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._moe_index = {layer: row for row, layer in enumerate(self.moe_layers)}
@@ -201,10 +204,10 @@ class StageBuilder:
         if gathers:
             self._work("permute", [permute_op(moe, hidden, local_tokens, copies, self.dtypes)])
         if split:
-            self._exchange(index, experts.dispatch(row), self._stage_group(), experts.demand("dispatch", row))
+            self._close(index, experts.dispatch(row))
         self._pending.append(experts.compute(row))
         if split:
-            self._exchange(index, experts.combine(row), self._stage_group(), experts.demand("combine", row))
+            self._close(index, experts.combine(row))
         if gathers:
             self._work("permute", [unpermute_op(moe, hidden, local_tokens, copies, self.dtypes)])
         if split:
@@ -213,7 +216,10 @@ class StageBuilder:
             self._tensor_parallel(index, "all_reduce", all_reduce, lane.tokens, whole_stage=True)
 
     def _work(self, label: str, ops: Iterable[Op]) -> None:
-        self._pending += self._parts(ops, dict.fromkeys(LABELS.values(), label))
+        known = label, tuple(ops)
+        if known not in self._worked:
+            self._worked[known] = self._parts(known[1], dict.fromkeys(LABELS.values(), label))
+        self._pending += self._worked[known]
 
     def _parts(self, ops: Iterable[Op], renamed: dict[str, str]) -> tuple[Part, ...]:
         """Operations summed by what they are called and what their errors depend on."""
@@ -241,13 +247,17 @@ class StageBuilder:
         members = self.stage.ranks if whole_stage else self.stage.ranks[: self.stage.tp]
         if len(members) == 1:
             return
-        estimate = collective(tokens * self._token_bytes, members, self.fabric)
-        group = self._stage_group() if whole_stage else self._tp_group()
-        part = Part(f"tensor-parallel {name.replace('_', '-')}", name, estimate)
-        # through each port, as on a ring
-        turns = 2 if name == "all_reduce" else 1
-        moved = turns * (1 - 1 / len(members)) * tokens * self._token_bytes
-        self._exchange(layer, part, group, self._ring_demand(len(members), moved, estimate))
+        known = name, tokens, whole_stage
+        if known not in self._exchanged:
+            estimate = collective(tokens * self._token_bytes, members, self.fabric)
+            part = Part(f"tensor-parallel {name.replace('_', '-')}", name, estimate)
+            # through each port, as on a ring
+            turns = 2 if name == "all_reduce" else 1
+            moved = turns * (1 - 1 / len(members)) * tokens * self._token_bytes
+            demand = self._ring_demand(len(members), moved, estimate)
+            group = self.stage_group if whole_stage else self._tp_group
+            self._exchanged[known] = Exchange(part, group, demand)
+        self._close(layer, self._exchanged[known])
 
     def _ring_demand(self, size: int, moved_bytes: float, estimate: Estimate) -> Demand | None:
         """Demand of groups of ``size`` neighbouring ranks in which each sends to the next."""
@@ -258,19 +268,17 @@ class StageBuilder:
         peer[ranks] = np.roll(ranks, -1, axis=1)
         return self.links.demand_to_peers(peer, moved_bytes, estimate.seconds)
 
-    def _exchange(
-        self, layer: int, part: Part, group: NDArray[np.int64], demand: Demand | None = None
-    ) -> None:
-        self._close(layer, Exchange(part, group, demand))
-
     def _close(self, layer: int | None, exchange: Exchange | None = None) -> None:
         if self._pending or exchange is not None:
             self._blocks.append(Block(layer, tuple(self._pending), exchange))
         self._pending = []
 
-    def _stage_group(self) -> NDArray[np.int64]:
+    @cached_property
+    def stage_group(self) -> NDArray[np.int64]:
+        """One group of all ranks of the stage, ``(rank,)``; -1 elsewhere."""
         return self.scattered(np.zeros(len(self.stage.ranks), dtype=np.int64), fill=-1)
 
+    @cached_property
     def _tp_group(self) -> NDArray[np.int64]:
         return self.scattered(np.arange(len(self.stage.ranks)) // self.stage.tp, fill=-1)
 
@@ -330,15 +338,17 @@ class _ExpertTimes:
         """Expert block of one MoE layer."""
         return self._compute[row]
 
-    def dispatch(self, row: int) -> Part:
+    def dispatch(self, row: int) -> Exchange:
         """All-to-all to the experts of one MoE layer."""
-        return Part("dispatch", "all_to_all", _row(self._dispatch, row))
+        part = Part("dispatch", "all_to_all", _row(self._dispatch, row))
+        return Exchange(part, self._builder.stage_group, self._demand("dispatch", row))
 
-    def combine(self, row: int) -> Part:
+    def combine(self, row: int) -> Exchange:
         """All-to-all back."""
-        return Part("combine", "all_to_all", _row(self._combine, row))
+        part = Part("combine", "all_to_all", _row(self._combine, row))
+        return Exchange(part, self._builder.stage_group, self._demand("combine", row))
 
-    def demand(self, phase: Phase, row: int) -> Demand | None:
+    def _demand(self, phase: Phase, row: int) -> Demand | None:
         """What dispatch or combine of one MoE layer asks of the links; None where nobody else is on them."""
         builder, routed = self._builder, self._routed
         there = phase == "dispatch"

@@ -271,10 +271,10 @@ def likings(parameters: MatchedParameters, num_experts: int, rng: np.random.Gene
 
 
 def rates_of(scores: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Race rates of log-rates: only differences within a row matter, so none overflows."""
-    shifted = scores - scores.max(axis=-1, keepdims=True)
-    result: NDArray[np.float32] = np.exp(np.maximum(shifted, np.float32(_LOG_RATE_MIN)))
-    return result
+    """Race rates of log-rates, written over them: only differences within a row matter, so none overflows."""
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.maximum(scores, np.float32(_LOG_RATE_MIN), out=scores)
+    return np.exp(scores, out=scores)
 
 
 def _choose_layer(

@@ -120,7 +120,7 @@ def balanced_bias(
     scores : ndarray, ``(samples, experts)``
         Context part of the log-rates. [-]
     rates_of : function
-        Race rates of log-rates.
+        Race rates of log-rates, which it may write over.
     rounds : int
         Corrections of the bias, each by what the last one missed. [-]
     """
@@ -130,9 +130,9 @@ def balanced_bias(
     if top_k >= experts:
         return bias
     stop = np.ones((len(scores), 1), np.float32)
-    left = np.empty_like(scores)
+    left, logs = np.empty_like(scores), np.empty_like(scores)
     for _ in range(rounds):
-        rates = rates_of(scores + bias)
+        rates = rates_of(np.add(scores, bias, out=logs))
         np.negative(rates, out=rates)
         for _ in range(_STOP_ROUNDS):
             # the race of each sample stops when top_k experts are expected to have finished

@@ -7,6 +7,7 @@ its set and shows as missed.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
@@ -67,6 +68,12 @@ def claim_sets() -> list[str]:
     """Names of the sets: the modules beside this one whose published numbers are shipped."""
     found = {module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])}
     return sorted(found & {path.stem for path in PUBLISHED.glob("*.yaml")})
+
+
+def asks(name: str) -> str:
+    """What a set compares: the first line of its module, which is read and not run."""
+    text = (Path(__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
 
 
 def published(name: str) -> Tree:

@@ -40,8 +40,9 @@ def claims(seed: int = 0, progress: Progress | None = None) -> list[Claim]:  # n
     said = os.environ.get(FOLDER_VARIABLE, "")
     folder = Path(said) / "traces"
     if not said or not folder.is_dir():
-        message = "is no folder with traces/*.npz in it; accepted: one with what recordings.yaml names"
-        raise InputError([Problem(FOLDER_VARIABLE, message, said)])
+        got = f"names {said}, which holds no folder traces" if said else "is not set"
+        message = f"{got}; accepted: a folder whose traces/ holds the recordings that recordings.yaml names"
+        raise InputError([Problem(FOLDER_VARIABLE, message)])
     tree = published("recordings").data
     found = []
     for row in tree["recordings"]:

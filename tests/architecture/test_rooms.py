@@ -55,10 +55,18 @@ def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+KINDS = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Call, ast.Expr)
+
+
 @cache
+def nodes(path: Path) -> list[ast.AST]:
+    """What the rules look at of a module, wherever it stands; read once for all of them."""
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, KINDS)]
+
+
 def import_nodes(path: Path) -> list[ast.Import | ast.ImportFrom]:
-    """Every import of a module, wherever it stands."""
-    return [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Import | ast.ImportFrom)]
+    """Every import of a module."""
+    return [node for node in nodes(path) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
 def imports_of(path: Path) -> list[tuple[int, str]]:
@@ -123,7 +131,7 @@ def test_modules_and_functions_stay_small():
         place = path.relative_to(ROOT)
         if text.count("\n") > MODULE_LINES:
             wrong.append(f"{place}: {text.count(chr(10))} lines > {MODULE_LINES}")
-        for node in ast.walk(ast.parse(text)):
+        for node in nodes(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 body = node.end_lineno - node.body[0].lineno + 1
                 docstring = ast.get_docstring(node, clean=False)
@@ -166,7 +174,7 @@ def test_unit_literals_live_in_units():
             continue
         docstrings = {
             line
-            for node in ast.walk(ast.parse(path.read_text()))
+            for node in nodes(path)
             if isinstance(node, ast.Expr)
             and isinstance(node.value, ast.Constant)
             and isinstance(node.value.value, str)
@@ -185,7 +193,7 @@ def test_library_code_never_prints_exits_or_reads_the_clock():
     for path in modules():
         if room_of(path) == "cli":
             continue
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and forbidden.search(ast.unparse(node.func) + "("):
                 wrong.append(f"{path.relative_to(ROOT)}:{node.lineno}")
             if isinstance(node, ast.Import) and any(a.name == "pickle" for a in node.names):
