@@ -9,10 +9,11 @@ from moesim.evidence import Estimate
 from moesim.hardware.load import load_cluster
 from moesim.training.overlaps import Triple, triple_overlaps
 from moesim.validate.claims import published
+from moesim.validate.training_sets.comet import _Setting
 from moesim.validate.training_sets.fsmoe import fsmoe_claims
 from moesim.validate.training_sets.hosted import Hosted
 from moesim.validate.training_sets.layer import EvenLayer, Machine
-from moesim.validate.training_sets.papers import lsh_claims
+from moesim.validate.training_sets.papers import flashmoe_claims, lsh_claims
 from moesim.validate.training_sets.tutel import _Features
 
 DATA = published("training").data
@@ -67,3 +68,21 @@ def test_without_launches_a_hosted_layer_is_its_device_and_with_long_ones_its_ho
     assert host.layer_s(plain, triple, 4e-3) == pytest.approx(14 * 0.1 - 4e-3, rel=0.02)
     # short ones lie beside attention and the dispatch
     assert Hosted(1e-4, 3, 3, 1).layer_s(plain, triple, 4e-3) == pytest.approx(6e-3)
+
+
+def test_flashmoe_cells_are_within_their_bound_and_its_baselines_say_why_not() -> None:
+    claims = flashmoe_claims(DATA)
+    cells = [claim for claim in claims if "experts, " in claim.name]
+    assert len(cells) == 9
+    assert all(claim.within for claim in cells)
+    assert all(claim.note for claim in claims if not claim.within)
+
+
+def test_comet_moves_each_token_once_to_a_device_that_holds_any_of_its_experts() -> None:
+    model = {"experts": 8, "top_k": 2}
+    for tp in (1, 2, 4, 8):
+        setting = _Setting(model, 1024, tp, 8)
+        assert setting.crossing_tokens <= setting.crossing_rows * (1 + 1e-9)
+    # one device an expert: every row is a token; all experts everywhere: every token once
+    assert _Setting(model, 1024, 1, 8).crossing_tokens == pytest.approx(2048 * 7 / 8)
+    assert _Setting(model, 1024, 8, 8).crossing_tokens == pytest.approx(1024 * 7 / 8)
