@@ -91,16 +91,14 @@ def _policy(text: str) -> Any:
 def _demand(
     model: ModelSpec, plan: TrainPlan, schedule: Schedule, microbatches: int, fields: dict[str, Any]
 ) -> Demand:
-    import numpy as np  # noqa: PLC0415
-
     from moesim.model import Dtypes  # noqa: PLC0415
+    from moesim.training.layout import even  # noqa: PLC0415
     from moesim.training.memory import demand_of  # noqa: PLC0415
     from moesim.training.schedules.base import Geometry, check, num_parts  # noqa: PLC0415
 
     geometry = Geometry(plan.pp, microbatches, plan.vpp)
     check(schedule, geometry, field="--schedule")
-    layers = np.array_split(np.arange(model.num_layers), num_parts(schedule, geometry))
-    layout = [tuple(part.tolist()) for part in layers]
+    layout = even(model.num_layers, num_parts(schedule, geometry))
     return demand_of(schedule, microbatches, plan, model=model, dtypes=Dtypes(), layout=layout, **fields)
 
 

@@ -24,6 +24,9 @@ from moesim.training.overlaps.base import TripleOverlap
 NOT_TRAINED = frozenset({"kv_write", "cross_kv_write"})
 """Operations that only a cache needs."""
 
+EXPANDED = frozenset({"q", "q_expand", "kv_expand", "rope"})
+"""Operations that turn latents into what latent attention reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -169,11 +172,16 @@ class Options:
     overlap: TripleOverlap | None = None
 
 
-def works(ops: Iterable[Op], label: str, cost: TrainCost, *, fused: bool = True) -> tuple[Work, ...]:
-    """Priced operations of a piece that reports call ``label``; ``fused``: attention in one kernel."""
+def works(
+    ops: Iterable[Op], label: str, cost: TrainCost, *, fused: bool = True, latent: bool = False
+) -> tuple[Work, ...]:
+    """Priced operations of a piece that reports call ``label``.
+
+    ``fused``: attention in one kernel; ``latent``: queries, keys and values are expanded from latents.
+    """
     return tuple(
         Work(
-            tag_of(op),
+            tag_of(op, label, latent=latent),
             label_of(op, label),
             cost.unfused(op) if isinstance(op, AttentionPrefill) and not fused else cost.op(op),
             launches=cost.launches(op, fused=fused),
@@ -183,18 +191,25 @@ def works(ops: Iterable[Op], label: str, cost: TrainCost, *, fused: bool = True)
     )
 
 
-def tag_of(op: Op) -> str:
-    """What recomputation calls an operation."""
+def tag_of(op: Op, place: str, *, latent: bool = False) -> str:
+    """What recomputation calls an operation of a piece that reports call ``place``.
+
+    A norm before latent compressions or a router is a kernel of its own, others are one with the product
+    behind them; queries that no latent holds are projected where keys and values are expanded (Megatron-Core,
+    TransformerLayer and ``qkv_up_proj_and_rope_apply``).
+    """
     if isinstance(op, AttentionPrefill):
         return "core_attention"
-    if "norm" in op.name:
+    apart = {"attention_norm": latent, "ffn_norm": place == "router"}
+    if apart.get(op.name):
         return "norm"
-    if op.name in {"q_expand", "kv_expand"}:
+    if latent and op.name in EXPANDED:
         return "mla_up_proj"
     for prefix, tag in (("ffn_", "dense_ffn"), ("shared_", "shared_experts"), ("router", "router")):
         if op.name.startswith(prefix):
             return tag
-    return op.name if op.name in {"permute", "unpermute", "head", "loss", "embedding"} else "attention"
+    named = {"permute", "unpermute", "head", "loss", "embedding"}
+    return op.name if op.name in named else "head" if op.name == "final_norm" else "attention"
 
 
 def label_of(op: Op, place: str) -> str:

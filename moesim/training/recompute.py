@@ -1,7 +1,7 @@
 """Which activations a training step forgets, and which forward work its backward pass runs again.
 
 Modules carry the names that Megatron-Core gives them (``recompute_modules``, transformer_config.py), work the
-tags of :func:`moesim.training.work.tag_of`.
+tags of :func:`moesim.training.items.tag_of`.
 """
 
 from __future__ import annotations

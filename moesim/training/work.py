@@ -9,6 +9,7 @@ import numpy as np
 
 from moesim.engine.program import Part
 from moesim.evidence import Estimate
+from moesim.model.attention import LatentAttention
 from moesim.model.dtypes import Dtypes, bytes_per_element
 from moesim.model.layer_ops import attention_ops, embedding_ops, head_ops, norm_op, plain_ffn_ops
 from moesim.model.ops import Gemm, MemoryBound, Op, Segment, Sharding
@@ -139,9 +140,9 @@ class LayerWork:
             ops = attention_ops(spec, self.model.hidden_size, [segment], self.sharding)
             before, after = self._gathered(hides=True), self._scattered()
             fused = self.options.fused_sinks or not getattr(spec.attention, "sinks", False)
-            piece = Piece(
-                works(ops, "attention", self.cost, fused=fused), captured=self.options.captured_pieces
-            )
+            latent = isinstance(spec.attention, LatentAttention)
+            done = works(ops, "attention", self.cost, fused=fused, latent=latent)
+            piece = Piece(done, captured=self.options.captured_pieces)
             ring = self._context_parallel(spec, piece)
             items: list[Item] = [piece, *ring]
             self._attention[spec] = [before, *items, after] if before and after else items

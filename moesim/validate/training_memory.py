@@ -17,6 +17,7 @@ from moesim.model.dtypes import Dtypes
 from moesim.model.spec import LayerSpec, ModelSpec, MoeSpec
 from moesim.parallel.train_plan import TrainPlan
 from moesim.training.activations import EXPERTS, Rows, saved_tensors, total
+from moesim.training.layout import even
 from moesim.training.memory import Demand, allocated_bytes, demand_of, train_ledger
 from moesim.training.recompute import Recompute
 from moesim.training.schedules.base import schedules
@@ -79,7 +80,6 @@ def _peak_bytes(row: Mapping[str, Any]) -> float:
     model = load(row["model"])
     plan = TrainPlan(**row["plan"])
     modules = tuple(row.get("modules", ()))
-    layers = np.array_split(np.arange(model.num_layers), plan.pp * plan.vpp)
     schedule = schedules.build("interleaved" if plan.vpp > 1 else "1f1b")
     demand = demand_of(
         schedule,
@@ -89,7 +89,7 @@ def _peak_bytes(row: Mapping[str, Any]) -> float:
         dtypes=Dtypes(**row.get("dtypes", {})),
         states=States(**row["states"]),
         recompute=Recompute("selective" if modules else "none", modules),
-        layout=[tuple(part.tolist()) for part in layers],
+        layout=even(model.num_layers, plan.pp * plan.vpp),
         micro_batch_size=row["micro_batch_size"],
         sequence_length=row["sequence_length"],
         loss_fp32=row["loss_fp32"],
