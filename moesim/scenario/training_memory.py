@@ -93,9 +93,19 @@ def _demand(
         micro_batch_size=batch.micro_batch_size,
         sequence_length=batch.sequence_length,
         expert_overload=overload,
+        helped=_helped(setup, plan),
         mtp=setup.mtp,
         inner_dtype=inner_dtype,
     )
+
+
+def _helped(setup: TrainSetup, plan: TrainPlan) -> dict[int, float]:
+    """Experts of others on each layer's fullest rank; under another plan nobody is known to help."""
+    spread = setup.work.spread
+    if spread is None or (plan.ep, plan.etp) != (setup.work.plan.ep, setup.work.plan.etp):
+        return {}
+    most = spread.sent.sum(axis=-2).max(axis=(0, -1))
+    return {layer: float(count) for layer, count in zip(setup.model.moe_layers, most, strict=True) if count}
 
 
 def _overload(setup: TrainSetup) -> NDArray[np.float64]:

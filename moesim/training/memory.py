@@ -7,7 +7,7 @@ allocator and a driver take beside that is assumed and said so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,9 +46,11 @@ GATHERED_LAYERS = 2
 """Layers whose gathered weights are there at once: one computes, the next is prefetched."""
 
 RESERVE = "context and fragmentation"
+HELPED = "weights of helped experts"
+HELD = ("activations", "expert activations", HELPED)
+"""What microbatches in flight keep."""
 COMES_AND_GOES = (
-    "activations",
-    "expert activations",
+    *HELD,
     "logits and loss",
     "dispatch buffers",
     "working buffers",
@@ -77,6 +79,9 @@ class Demand:
         Sequences of a microbatch in each attention replica, and their length. [-], [tokens]
     expert_overload : ndarray, ``(stage,)``
         Token copies of the stage's most loaded expert rank over the mean, or the capacity factor. [-]
+    helped : mapping of int to float
+        Experts of others that the fullest rank helps with, by layer: their weights stay until the backward
+        pass, which returns their gradients. [-]
     mtp : bool
         Multi-token prediction modules are trained too, on the last part.
     inner_dtype : str
@@ -99,6 +104,7 @@ class Demand:
     micro_batch_size: int
     sequence_length: int
     expert_overload: ArrayLike = 1.0
+    helped: Mapping[int, float] = field(default_factory=dict)
     mtp: bool = False
     inner_dtype: str = ""
     loss_fp32: bool = True
@@ -134,6 +140,11 @@ class Demand:
         if key not in self._saved:
             self._saved[key] = saved_tensors(layer, self.model.hidden_size, *key[1:], self.inner_dtype)
         return self._saved[key]
+
+    def helped_parameters(self, index: int) -> float:
+        """Of the experts that a rank helps with in a layer. [-]"""
+        count, moe = self.helped.get(index, 0.0), self.model.layers[index].moe
+        return count * moe.expert_parameters(self.model.hidden_size) / self.plan.etp if count and moe else 0.0
 
     def layers(self, part: int) -> list[LayerSpec]:
         """Layers of a part, those of multi-token prediction behind the others."""
@@ -201,14 +212,16 @@ def _stage(demand: Demand, stage: int, activations: NDArray[np.float64]) -> dict
     parts = [int(part) for part in demand.part_of[stage]]
     always, updated = _states(demand, parts)
     overload = demand.overload(stage)
-    held = dict(zip(("activations", "expert activations"), activations.tolist(), strict=True))
+    held = {
+        name: size for name, size in zip(HELD, activations.tolist(), strict=True) if size or name != HELPED
+    }
     if demand.first_step:
         held["optimizer"] = 0.0
     is_last = len(demand.layout) - 1 in parts
     moments = [
         held | _layer_moment(demand, parts, overload),
         held | ({"logits and loss": _loss(demand)} if is_last else {}),
-        dict.fromkeys(("activations", "expert activations"), 0.0) | _update_moment(demand.states, updated),
+        dict.fromkeys(held, 0.0) | _update_moment(demand.states, updated),
     ]
     return max((always | moment for moment in moments), key=lambda parts: sum(parts.values()))
 
@@ -288,9 +301,9 @@ def _gathered(demand: Demand, layers: Sequence[LayerSpec]) -> float:
 
 
 def kept_activations(demand: Demand) -> NDArray[np.float64]:
-    """What all microbatches in flight keep, ``(stage, 2)``: of everything else, of routed experts. [bytes]"""
-    result = np.zeros((len(demand.part_of), 2))
-    known: dict[tuple[int, float], tuple[float, float]] = {}
+    """What all microbatches in flight keep, ``(stage, part of HELD)``. [bytes]"""
+    result = np.zeros((len(demand.part_of), len(HELD)))
+    known: dict[tuple[int, float], tuple[float, float, float]] = {}
     for (stage, chunk), part in np.ndenumerate(demand.part_of):
         key = (int(part), demand.overload(stage))
         if key not in known:
@@ -299,8 +312,8 @@ def kept_activations(demand: Demand) -> NDArray[np.float64]:
     return result
 
 
-def _activations(demand: Demand, part: int, overload: float) -> tuple[float, float]:
-    """Kept bytes of one microbatch in a part: of everything else, of routed experts. [bytes]"""
+def _activations(demand: Demand, part: int, overload: float) -> tuple[float, float, float]:
+    """Kept bytes of one microbatch in a part, as :data:`HELD`. [bytes]"""
     model, recompute = demand.model, demand.recompute
     wide = bytes_per_element(demand.dtypes.activations)
     dense = experts = 0.0
@@ -315,7 +328,10 @@ def _activations(demand: Demand, part: int, overload: float) -> tuple[float, flo
         # input of the final norm, and of the head; a module joins two normed inputs by one projection
         widths = 2 + (4 if demand.mtp else 0) * model.num_mtp_layers
         dense += widths * rows * model.hidden_size * wide
-    return dense, experts
+    # an exchange that is run again sends the weights again
+    stays = [i for at, i in enumerate(demand.layout[part]) if not recompute.reruns("dispatch", at)]
+    helped = sum(demand.helped_parameters(index) for index in stays)
+    return dense, experts, helped * bytes_per_element(demand.dtypes.experts)
 
 
 def _loss(demand: Demand) -> float:
@@ -325,10 +341,14 @@ def _loss(demand: Demand) -> float:
 
 
 def _layer_moment(demand: Demand, parts: Sequence[int], overload: float) -> dict[str, float]:
-    """Buffers of the hungriest layer while its backward pass runs."""
+    """Buffers of the hungriest layer while its backward pass runs, and gradients of helped experts."""
     kinds = {layer for part in parts for layer in demand.layers(part)}
     moments = [_layer_buffers(demand, layer, overload) for layer in kinds]
-    return max(moments, key=lambda moment: sum(moment.values()), default={})
+    fullest = max(moments, key=lambda moment: sum(moment.values()), default={})
+    helped = max((demand.helped_parameters(i) for part in parts for i in demand.layout[part]), default=0.0)
+    if helped:
+        fullest["working buffers"] += helped * demand.states.gradient_bytes
+    return fullest
 
 
 def _layer_buffers(demand: Demand, layer: LayerSpec, overload: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from moesim.model import Dtypes, load
 from moesim.model.parameters import total_parameters
 from moesim.parallel.train_plan import TrainPlan
 from moesim.training.memory import (
+    HELPED,
     RESERVE,
     Demand,
     allocated_bytes,
@@ -231,3 +232,15 @@ def test_layers_that_are_run_again_together_are_there_together():
     assert four["activations"][0] == pytest.approx(one["activations"][0] / 4)
     layer = one["working buffers"][0]
     assert 2 * layer < four["working buffers"][0] < 4 * layer
+
+
+def test_weights_of_helped_experts_stay_until_the_backward_pass():
+    plan = TrainPlan(dp=8, ep=8, pp=2)
+    plain, helped = (train_ledger(demand(plan=plan, helped=h), capacity_bytes=0.0) for h in ({}, {3: 2.0}))
+    expert = 3 * 2048 * 768
+    assert helped.parts[HELPED] == pytest.approx([2 * expert * 2, 0.0])
+    gradients = (helped.parts["working buffers"] - plain.parts["working buffers"])[0]
+    assert gradients == pytest.approx(2 * expert * 4)
+    assert HELPED not in plain.parts
+    again = demand(plan=plan, helped={3: 2.0}, recompute=Recompute("selective", ("moe",)))
+    assert HELPED not in train_ledger(again, capacity_bytes=0.0).parts
