@@ -68,6 +68,8 @@ def fmt_parameters(count: float) -> str:
     return fmt_si(count).replace("G", "B")
 
 
+_WHOLE = 1000
+"""Dollars and hours from which cents and minutes are left out."""
 _SHOWN: dict[str, Callable[[float], str]] = {
     "s": fmt_seconds,
     "bytes": fmt_bytes,
@@ -85,7 +87,8 @@ _SHOWN: dict[str, Callable[[float], str]] = {
     "w": lambda v: fmt_si(v, "W"),
     "j": lambda v: fmt_si(v, "J"),
     "hz": lambda v: fmt_si(v, "Hz"),
-    "usd": lambda v: f"{v:.2f} USD",
+    "usd": lambda v: f"{v:,.0f} USD" if abs(v) >= _WHOLE else f"{v:.2f} USD",
+    "h": lambda v: f"{v:,.0f} h" if abs(v) >= _WHOLE else f"{_digits(v)} h",
 }
 
 

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from moesim.report import captions
-from moesim.report.style import FAINT, INK, PALETTE, PAPER, Document, new_figure, themed, time_axis, title
+from moesim.report.style import (
+    FAINT,
+    INK,
+    PALETTE,
+    PAPER,
+    Document,
+    key,
+    new_figure,
+    themed,
+    time_axis,
+    title,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,18 +106,7 @@ def shade(colour: str, chunk: int, num_chunks: int) -> tuple[float, float, float
 
 
 def _key(axes: Axes, kinds: set[str], num_chunks: int) -> None:
-    from matplotlib.patches import Patch  # noqa: PLC0415
-
-    handles = [Patch(color=COLOURS[kind], label=name) for kind, name in NAMES.items() if kind in kinds]
-    axes.legend(
-        handles=handles,
-        ncols=len(handles),
-        loc="lower right",
-        bbox_to_anchor=(1.012, 0.99),
-        handlelength=1.1,
-        handleheight=1.1,
-        columnspacing=1.4,
-    )
+    key(axes, {name: COLOURS[kind] for kind, name in NAMES.items() if kind in kinds})
     if num_chunks > 1:
         axes.annotate(
             f"darker: later ones of {num_chunks} chunks",

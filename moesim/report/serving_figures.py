@@ -61,13 +61,13 @@ def latency_curves(document: Document) -> Figure | None:
             textcoords="offset points",
             ha="right" if left else "left",
         )
-        left = tail > high / 2
+        # above the curve, which never comes there
         axis.annotate(
             f"p99 {fmt_seconds(tail)}",
             (tail, 99),
-            xytext=(-4 if left else 6, -14 if left else -6),
+            xytext=(0, 6),
             textcoords="offset points",
-            ha="right" if left else "left",
+            ha="right" if tail > high / 2 else "left",
         )
         if limit is not None:
             axis.axvline(limit, color=WORSE, linewidth=1.2, linestyle="--")
@@ -75,6 +75,7 @@ def latency_curves(document: Document) -> Figure | None:
                 "objective", (limit, 3), xytext=(-3, 0), textcoords="offset points", ha="right", color=WORSE
             )
         axis.set_xlim(0, high * 1.04)
+        axis.set_ylim(-4, 116)
         time_axis(axis.xaxis, high, CURVES[name])
     axes[0][0].set_ylabel("requests within (%)")
     title(figure, _latency_message(document))

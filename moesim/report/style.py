@@ -64,9 +64,15 @@ TRACE_COLOURS = {
 
 PALETTE = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#D55E00", "#999999", "#F0E442")
 """For what is no category of time; same source."""
+RESERVED = PALETTE[6]
+"""Of memory that nobody may use."""
+PARTS = (*(colour for colour in PALETTE if colour != RESERVED), "#332288", "#882255")
+"""Where more parts stand side by side than the palette has colours (Tol 2021)."""
 
 BETTER, WORSE = COLOURS["copy"], COLOURS["all_to_all"]
 WIDTH_IN = 8.6
+DPI = 150
+"""Of PNG files, and of the layout: texts of other sizes are not as wide in proportion."""
 INK, FAINT, PAPER = "#222222", "#8a8a8a", "#fefefe"
 """Text, quiet lines, and what separates areas; pages replace the first and last by their own."""
 HEAT = "viridis"
@@ -125,7 +131,7 @@ def new_figure(height_in: float, rows: int = 1, columns: int = 1, **options: Any
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    figure = Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+    figure = Figure(figsize=(WIDTH_IN, height_in), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots(rows, columns, **options)
 
@@ -157,14 +163,18 @@ def beside(axes: Axes, end: float, place: float, text: str, *, left: bool = Fals
 
 def legend(axes: Axes, kinds: set[str]) -> None:
     """Colour key of the categories that occur, above the axes; none for a single one."""
+    colours = {colour_of(kind) for kind in kinds}
+    key(axes, {text: COLOURS[k] for k, text in CATEGORIES.items() if COLOURS[k] in colours})
+
+
+def key(axes: Axes, colours: Mapping[str, str]) -> None:
+    """What colours stand for, in a line above the axes; none for a single one."""
     from matplotlib.patches import Patch  # noqa: PLC0415
 
-    colours = {colour_of(kind) for kind in kinds}
-    handles = [Patch(color=COLOURS[k], label=text) for k, text in CATEGORIES.items() if COLOURS[k] in colours]
-    if len(handles) > 1:
+    if len(colours) > 1:
         axes.legend(
-            handles=handles,
-            ncols=len(handles),
+            handles=[Patch(color=colour, label=text) for text, colour in colours.items()],
+            ncols=len(colours),
             loc="lower right",
             bbox_to_anchor=(1.012, 0.99),
             handlelength=1.1,
@@ -233,6 +243,6 @@ def save_png(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
     with theme():
         _laid_out(figure).savefig(
-            buffer, format="png", dpi=150, facecolor="white", metadata={"Software": None}
+            buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None}
         )
     return write_bytes(path, buffer.getvalue())

@@ -15,8 +15,9 @@ from moesim.report.style import (
     COLOURS,
     FAINT,
     INK,
-    PALETTE,
     PAPER,
+    PARTS,
+    RESERVED,
     WORSE,
     Document,
     beside,
@@ -41,6 +42,8 @@ TOLD_SHARE = 0.001
 """Smaller shares are told as less than this."""
 SMALL_CHANGE_PERCENT = 0.05
 """Changes below are told as 0 %."""
+NOBODYS = {"reserve", "context and fragmentation"}
+"""Parts of memory that the model does not get."""
 CHARACTER_IN = 0.068
 """Width of a character of the texts inside bars; a text that would be wider than its bar is left out."""
 
@@ -185,7 +188,9 @@ def memory(document: Document) -> Figure | None:
     figure, axes = new_figure(1.75 + 0.5 * len(rows))
     names = dict.fromkeys(name for row in rows for name in row["parts"])
     left: NDArray[np.float64] = np.zeros(len(rows))
-    for name, colour in zip(names, cycle(PALETTE), strict=False):
+    colours = cycle(PARTS)
+    for name in names:
+        colour = RESERVED if name in NOBODYS else next(colours)
         sizes = np.array([row["parts"].get(name, 0.0) for row in rows])
         if sizes.max() > 0.002 * capacity:
             _stack(axes, left, sizes, capacity, colour, name)
@@ -193,7 +198,7 @@ def memory(document: Document) -> Figure | None:
     free = np.array([row["free_bytes"] for row in rows])
     _stack(axes, left, np.maximum(free, 0), capacity, COLOURS["idle"], "free")
     axes.axvline(capacity, color=WORSE, linewidth=1.4)
-    _categories(axes, [f"ranks {row['ranks']}" for row in rows])
+    _categories(axes, [f"rank{'s' * ('-' in row['ranks'])} {row['ranks']}" for row in rows])
     high = max(capacity, float((left).max()))
     axes.set_xlim(0, high * 1.01)
     byte_ticks(axes.xaxis, high)

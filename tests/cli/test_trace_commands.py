@@ -72,104 +72,28 @@ def test_split(made, tmp_path):
     assert read_trace(tmp_path / "parts" / "heldout.safetensors").num_tokens == 1536
 
 
+ZIPF = "trace generate zipf --layers 1 --experts 4"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "word"),
+    ("line", "word"),
     [
-        (("trace", "show", "no_such_trace"), "no file"),
-        (("trace", "stats", "{made}", "--domain", "poetry"), "accepted: synthetic"),
-        (("trace", "stats", "{made}", "--phase", "training"), "accepted: prefill, decode"),
-        (("trace", "split", "{made}", "--out", "{dir}/p", "--fit-fraction", "1.5"), "between 0 and 1"),
-        (
-            (
-                "trace",
-                "generate",
-                "zip",
-                "--layers",
-                "1",
-                "--experts",
-                "4",
-                "--top-k",
-                "2",
-                "--out",
-                "{dir}/x",
-            ),
-            "did you mean 'zipf'",
-        ),
-        (
-            (
-                "trace",
-                "generate",
-                "zipf",
-                "--layers",
-                "1",
-                "--experts",
-                "4",
-                "--top-k",
-                "5",
-                "--out",
-                "{dir}/x",
-            ),
-            "top_k",
-        ),
-        (
-            (
-                "trace",
-                "generate",
-                "zipf",
-                "--layers",
-                "1",
-                "--experts",
-                "4",
-                "--top-k",
-                "2",
-                "--out",
-                "{dir}/x",
-                "--param",
-                "skew",
-            ),
-            "dotted.path=value",
-        ),
-        (
-            (
-                "trace",
-                "generate",
-                "zipf",
-                "--layers",
-                "1",
-                "--experts",
-                "4",
-                "--top-k",
-                "2",
-                "--out",
-                "{dir}/x",
-                "--fit",
-                "{made}",
-            ),
-            "fitted_skew",
-        ),
-        (
-            (
-                "trace",
-                "generate",
-                "zipf",
-                "--layers",
-                "1",
-                "--experts",
-                "4",
-                "--top-k",
-                "2",
-                "--out",
-                "{made}",
-            ),
-            "exists",
-        ),
-        (("capture", "{dir}", "--text", "{dir}/none.txt", "--out", "{dir}/x"), "cannot be read as text"),
-        (("capture", "{dir}", "--text", "{made}", "--out", "{dir}/x"), "cannot be read as text"),
-        (("capture", "{dir}", "--text", "x", "--out", "{made}"), "exists"),
+        ("trace show no_such_trace", "no file"),
+        ("trace stats {made} --domain poetry", "accepted: synthetic"),
+        ("trace stats {made} --phase training", "accepted: prefill, decode"),
+        ("trace split {made} --out {dir}/p --fit-fraction 1.5", "between 0 and 1"),
+        ("trace generate zip --layers 1 --experts 4 --top-k 2 --out {dir}/x", "did you mean 'zipf'"),
+        ("{zipf} --top-k 5 --out {dir}/x", "top_k"),
+        ("{zipf} --top-k 2 --out {dir}/x --param skew", "dotted.path=value"),
+        ("{zipf} --top-k 2 --out {dir}/x --fit {made}", "fitted_skew"),
+        ("{zipf} --top-k 2 --out {made}", "exists"),
+        ("capture {dir} --text {dir}/none.txt --out {dir}/x", "cannot be read as text"),
+        ("capture {dir} --text {made} --out {dir}/x", "cannot be read as text"),
+        ("capture {dir} --text x --out {made}", "exists"),
     ],
 )
-def test_wrong_input_is_exit_code_3(made, tmp_path, arguments, word):
-    result = run(*(a.format(made=made, dir=tmp_path) for a in arguments))
+def test_wrong_input_is_exit_code_3(made, tmp_path, line, word):
+    result = run(*(part.format(made=made, dir=tmp_path) for part in line.replace("{zipf}", ZIPF).split()))
     assert result.exit_code == 3, result.output
     assert word in result.stderr
     assert "Traceback" not in result.stderr
