@@ -138,3 +138,22 @@ class _PairCounter:
         index = np.where(counted & (source != destination), index, bins)
         flat = np.bincount(index.ravel(), minlength=bins + 1)[:-1]
         return flat.reshape(self.num_layers, self.num_ranks, self.num_ranks).astype(np.float64)
+
+
+def near_copies(held: NDArray[np.bool_], domain: NDArray[np.int64], of: int) -> NDArray[np.float64]:
+    """Where ranks of a domain send tokens of experts they have no copy of, summing to 1 over ranks. [-]
+
+    Evenly to the copies of their own domain, or, where it has none, to all.
+
+    Parameters
+    ----------
+    held : ndarray of bool, ``(..., expert, rank)``
+        Ranks with a copy.
+    domain : ndarray of int, ``(rank,)``
+        Domain of each rank.
+    of : int
+        The senders' domain.
+    """
+    near = held & (domain == of)
+    chosen = np.where(near.any(axis=-1, keepdims=True), near, held)
+    return np.asarray(chosen / np.maximum(chosen.sum(axis=-1, keepdims=True), 1))

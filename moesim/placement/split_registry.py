@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +43,19 @@ class Served:
         The placement, with transient copies where the policy moves weights.
     split : ndarray of float64, ``(1 or sources, layers, slots)``
         Share of a source's tokens of an expert that goes to each slot; sums to one over its copies.
+    near_first : bool
+        A source with a copy of an expert serves its own tokens, others prefer copies of their node.
+    ahead : bool
+        Who gets copies is known before the layer's routing, so that other work can hide their way.
+    twice : bool
+        Copies travel again for the backward pass.
     """
 
     placement: Placement
     split: Floats
+    near_first: bool = False
+    ahead: bool = False
+    twice: bool = False
 
 
 class Split(Protocol):
@@ -55,6 +64,17 @@ class Split(Protocol):
     def serve(self, batch: Batch, placement: Placement, rng: np.random.Generator) -> Served:
         """Shares of every slot for one batch."""
         ...
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A split whose copies stay on their ranks for a step."""
+
+    rematerialise: bool
+
+    @property
+    def foreign_experts(self) -> int:
+        """Most copies that a rank holds in a layer. [-]"""
 
 
 splits: Registry[Split] = Registry("split", "moesim.placement.splits")

@@ -20,7 +20,7 @@ from moesim.scenario.resolve import Resolved
 from moesim.scenario.schema import PlanSection, Scenario
 from moesim.scenario.training_errors import check_sections, located
 from moesim.scenario.training_memory import checked_ledger, memory_of
-from moesim.scenario.training_placing import placement_under, spread_of
+from moesim.scenario.training_placing import kept_copies, placement_under, spread_of
 from moesim.scenario.training_routing import Windows, shares_under, windows_of
 from moesim.scenario.training_schema import TrainingSection
 from moesim.training.backward import TrainCost
@@ -82,8 +82,11 @@ class Common:
 
 def _group_key(scenario: Scenario, plan: TrainPlan) -> tuple[object, ...]:
     """What of a plan the work of one group of ranks depends on."""
-    size = scenario.training.micro_batch_size
-    return (plan.num_devices, plan.tp, plan.cp, plan.ep, plan.etp, plan.folded, size)
+    section = scenario.training
+    # copies of experts that stay for a step are shared by its microbatches
+    shared = _microbatches(scenario, plan) if section.split.policy != "none" else 0
+    group = (plan.num_devices, plan.tp, plan.cp, plan.ep, plan.etp, plan.folded)
+    return (*group, section.micro_batch_size, shared)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,7 @@ def setup_of(scenario: Scenario, common: Common, framework: Framework) -> TrainS
             gradients=section.gradient_dtype,
             moments=section.moment_dtype,
             offload_fraction=section.optimizer_offload_fraction,
+            **kept_copies(section.split),
         ),
         overlap_reduce=section.overlap_gradient_reduce,
         overlap_gather=section.overlap_parameter_gather,
@@ -198,6 +202,7 @@ def _check_overlap(section: TrainingSection, plan: TrainPlan, schedule: Schedule
     wrong = {
         "training.schedule": schedule.pairs and "one without pairs, which hide the same exchanges",
         "plan.ep": plan.ep == 1 and "at least 2, for there is no exchange",
+        "plan.etp": plan.etp > 1 and "1, for experts that are cut over ranks have exchanges inside",
         "training.delayed_weight_gradient": section.delayed_weight_gradient and "false",
     }
     problems = [
@@ -303,7 +308,7 @@ def _spread(
     section = scenario.training
     tokens = section.micro_batch_size * section.sequence_length / (plan.cp * plan.tp)
     copies = tokens * plan.etp * plan.ep * model.top_k
-    return spread_of(scenario, plan, shares, copies, homes)
+    return spread_of(scenario, plan, shares, copies, homes, _microbatches(scenario, plan))
 
 
 def _overlap(section: TrainingSection) -> TripleOverlap | None:

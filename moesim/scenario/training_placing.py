@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,9 +14,10 @@ from moesim.model import ModelSpec
 from moesim.parallel.train_plan import TrainPlan
 from moesim.placement import Placement, placement_methods
 from moesim.placement import Problem as Placing
-from moesim.placement.split_registry import Batch, splits
+from moesim.placement.split_registry import Batch, Keeping, splits
 from moesim.placement.store import read_placement
 from moesim.scenario.schema import Scenario
+from moesim.scenario.training_schema import SplitSection
 from moesim.training.loads import Shares
 from moesim.training.spread import Spread
 
@@ -78,8 +81,23 @@ def placed(
     return built.solve(problem, rng_for(scenario.seed, "placement")).placement
 
 
+def kept_copies(split: SplitSection) -> dict[str, Any]:
+    """What a split's copies add to a rank, as fields of :class:`~moesim.training.states.States`."""
+    if split.policy == "none":
+        return {}
+    policy = splits.build(split.policy, split.params, field="training.split")
+    if not isinstance(policy, Keeping):
+        return {}
+    return {"materialised_experts": policy.foreign_experts, "rematerialise": policy.rematerialise}
+
+
 def spread_of(
-    scenario: Scenario, plan: TrainPlan, shares: Shares, copies: float, placement: Placement | None
+    scenario: Scenario,
+    plan: TrainPlan,
+    shares: Shares,
+    copies: float,
+    placement: Placement | None,
+    microbatches: int = 1,
 ) -> Spread | None:
     """Who serves the tokens of every draw; None where every expert is served at home, homes in order.
 
@@ -90,6 +108,8 @@ def spread_of(
         Token copies of a group's microbatch in a layer. [tokens]
     placement : Placement, optional
         Homes; None: in order.
+    microbatches : int
+        Of a step: copies that stay are sent once for all of them.
     """
     split = scenario.training.split
     if placement is None and split.policy == "none":
@@ -103,8 +123,11 @@ def spread_of(
     policy = splits.build(split.policy, split.params, field="training.split")
     rng = rng_for(scenario.seed, "training/split")
     node = np.arange(plan.ep) // max(scenario.cluster.devices_per_domain // max(plan.etp, 1), 1)
-    found = [policy.serve(Batch(draw[None] * copies, node), native, rng).placement for draw in shares]
-    return Spread(np.stack([one.rank_share for one in found]), home)
+    found = [policy.serve(Batch(draw[None] * copies, node), native, rng) for draw in shares]
+    first = found[0]
+    held = np.stack([one.placement.resident for one in found]) if first.near_first else None
+    served = np.stack([one.placement.rank_share for one in found])
+    return Spread(served, home, held, first.ahead, first.twice, 1.0 / microbatches)
 
 
 def in_order(num_layers: int, num_experts: int, num_ranks: int) -> Placement:

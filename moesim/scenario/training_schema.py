@@ -38,7 +38,7 @@ class SplitSection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
 
-    policy: Literal["none", "llep"] = Field(
+    policy: Literal["none", "llep", "hecate"] = Field(
         "none", description="split of a batch's tokens; other fields are its parameters"
     )
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from moesim.kernels.histogram import ExpertLoad
 from moesim.model.spec import MoeSpec
-from moesim.network.traffic import Deduplication, PortTokens, Traffic
+from moesim.network.traffic import Deduplication, PortTokens, Traffic, near_copies
 
 Shares = NDArray[np.float64]
 """Fraction of all token copies that each expert gets, ``(draw, layer, expert)``, rows summing to 1."""
@@ -62,6 +62,7 @@ def group_load(
     deduplicate: Deduplication,
     capacity_factor: float | None = None,
     served: NDArray[np.float64] | None = None,
+    held: NDArray[np.bool_] | None = None,
 ) -> GroupLoad:
     """Load of the group whose ranks are in these scale-up domains.
 
@@ -80,6 +81,8 @@ def group_load(
         Most copies of an expert over the mean; None: no token is dropped. [-]
     served : ndarray, ``(draw, layer, expert, rank)``, optional
         Share of each expert's copies that each rank serves; None: experts live on the ranks in order. [-]
+    held : ndarray of bool, ``(draw, layer, expert, rank)``, optional
+        Ranks with a copy of an expert, who serve their own tokens; others prefer copies of their domain.
     """
     num_ranks, num_experts = len(domain), shares.shape[-1]
     copies = tokens_per_rank * num_ranks * moe.experts_per_token
@@ -94,7 +97,7 @@ def group_load(
     chosen = rows / (tokens_per_rank * num_ranks)
     return GroupLoad(
         load=ExpertLoad.of(_whole(by_rank)),
-        ports=expected_ports(chosen, moe, tokens_per_rank, domain, deduplicate, served),
+        ports=expected_ports(chosen, moe, tokens_per_rank, domain, deduplicate, served, held),
         dropped_fraction=np.asarray(dropped),
         overload=np.asarray(total.max(-1) / total.mean(-1)),
     )
@@ -122,6 +125,7 @@ def expected_ports(
     domain: NDArray[np.int64],
     deduplicate: Deduplication,
     served: NDArray[np.float64] | None = None,
+    held: NDArray[np.bool_] | None = None,
 ) -> PortTokens:
     """Expected tokens through each port in dispatch, each ``(draw, layer, rank)``.
 
@@ -129,24 +133,57 @@ def expected_ports(
     ----------
     chosen : ndarray, ``(draw, layer, expert)``
         Probability that a token chooses the expert, summing to the choices of a token.
-    moe, tokens_per_rank, domain, deduplicate, served
+    moe, tokens_per_rank, domain, deduplicate, served, held
         As in :func:`group_load`.
     """
     num_ranks = len(domain)
     domains, of_rank = np.unique(domain, return_inverse=True)
-    onto = in_order_of(chosen.shape[-1], num_ranks) if served is None else served
-    if deduplicate == "expert":
-        hit = _of_ranks(chosen, num_ranks, served).sum(-1)
-    else:
-        hit = _any_of(chosen, moe, onto)
     member = of_rank[:, None] == of_rank
     away = ~np.eye(num_ranks, dtype=np.bool_)
-    to = np.broadcast_to(hit[..., None, :], (*hit.shape[:-1], num_ranks, num_ranks)) * tokens_per_rank
+    to_domain = (of_rank[:, None] == np.arange(len(domains))).astype(np.float64)
+    if held is not None:
+        to, near = _from_each(chosen, moe, held, of_rank, to_domain, one_each=deduplicate == "expert")
+    else:
+        onto = in_order_of(chosen.shape[-1], num_ranks) if served is None else served
+        if deduplicate == "expert":
+            hit = _of_ranks(chosen, num_ranks, served).sum(-1)
+        else:
+            hit = _any_of(chosen, moe, onto)
+        to = np.broadcast_to(hit[..., None, :], (*hit.shape[:-1], num_ranks, num_ranks))
+        near = to if deduplicate != "node" else _any_of(chosen, moe, onto @ to_domain)[..., None, :]
+    to = to * tokens_per_rank
     if deduplicate != "node":
         return Traffic(to * (member & away), to * ~member).ports()
-    to_domain = (of_rank[:, None] == np.arange(len(domains))).astype(np.float64)
-    near = _any_of(chosen, moe, onto @ to_domain) * tokens_per_rank
+    near = np.broadcast_to(near, (*to.shape[:-1], len(domains))) * tokens_per_rank
     return _forwarded(to, near, of_rank, member, away)
+
+
+def _from_each(
+    chosen: NDArray[np.float64],
+    moe: MoeSpec,
+    held: NDArray[np.bool_],
+    of_rank: NDArray[np.int64],
+    to_domain: NDArray[np.float64],
+    *,
+    one_each: bool,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probability that a token of each source needs a rank, and a domain, where near copies are preferred.
+
+    ``(..., source, rank)`` and ``(..., source, domain)``; with ``one_each`` the number of choices instead.
+    """
+    num_ranks = held.shape[-1]
+    to = np.zeros((*chosen.shape[:-1], num_ranks, num_ranks))
+    near = np.zeros((*chosen.shape[:-1], num_ranks, to_domain.shape[-1]))
+    for domain in np.unique(of_rank):
+        onto = near_copies(held, of_rank, int(domain))
+        for source in np.flatnonzero(of_rank == domain):
+            sent = chosen * ~held[..., source]
+            if one_each:
+                to[..., source, :] = (sent[..., None, :] @ onto)[..., 0, :]
+            else:
+                to[..., source, :] = _any_of(sent, moe, onto)
+            near[..., source, :] = _any_of(sent, moe, onto @ to_domain)
+    return to, near
 
 
 def _forwarded(
@@ -166,7 +203,7 @@ def _forwarded(
     for domain in range(len(sizes)):
         senders = np.flatnonzero(of_rank != domain)
         rails = starts[domain] + place[senders] % sizes[domain]
-        scale_out[..., senders, rails] = near[..., domain, None]
+        scale_out[..., senders, rails] = near[..., senders, domain]
         inside = np.flatnonzero(of_rank == domain)
         for rail in inside:
             forwarded = to[..., senders[rails == rail], :][..., inside].sum(-2)

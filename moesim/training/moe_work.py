@@ -26,14 +26,11 @@ from moesim.model.spec import MoeSpec
 from moesim.network.collectives.group import all_gather, reduce_scatter
 from moesim.network.crowding import PortUse, ring_use
 from moesim.network.exchanges.base import Load, Phase, exchange, takes_rows_in_order
-from moesim.network.traffic import PortTokens
 from moesim.training.backward import Passes
+from moesim.training.copies import copies_s
 from moesim.training.items import Item, Link, Piece, Work
 from moesim.training.loads import group_load
 from moesim.training.overlapped import Layer
-
-MESSAGES = "pairwise"
-"""Exchange by which whole experts travel: one message to each that helps."""
 
 if TYPE_CHECKING:
     from moesim.training.work import LayerWork
@@ -60,6 +57,7 @@ class MoeWork:
             deduplicate=work.options.deduplicate,
             capacity_factor=work.options.capacity_factor,
             served=work.spread.served if work.spread else None,
+            held=work.spread.held if work.spread else None,
         )
         op = expert_op(moe, work.model.hidden_size, moe.num_experts // plan.ep, work.dtypes, moe_tp=plan.etp)
         self.experts = work.cost.experts(op, self.load.load)
@@ -95,16 +93,16 @@ class MoeWork:
         row, spread = self.rows[layer], self.outer.spread
         key = self.outer.shares[:, row].tobytes() + (spread.key(row) if spread else b"")
         if key not in self._known:
-            self._known[key] = self._items(row)
+            self._known[key] = self._items(row, layer)
         return self._known[key]
 
-    def _items(self, row: int) -> list[Item]:
+    def _items(self, row: int, layer: int) -> list[Item]:
         plan = self.outer.plan
         before, after = self._around
         experts, options = Piece((self.experts_of(row),)), self.outer.options
         if plan.ep == 1:
             return [before, *self._width_shared(experts), after]
-        weights = self._weights_sent(row)
+        weights = self._weights_sent(row, layer)
         if options.overlap is not None:
             return [before, *weights, Layer(self, row).overlapped(options.overlap), after]
         there = Part("dispatch", "all_to_all", self.exchange_of("dispatch", row))
@@ -125,43 +123,32 @@ class MoeWork:
         )
         return [before, *weights, dispatch, *self._width_shared(experts), combine, after]
 
-    def _weights_sent(self, row: int) -> list[Item]:
-        """Weights of experts that others help with are sent to these, their gradients come back."""
-        if (
-            self.sent is None
-            or not self.sent.scale_up_out[:, row].any() | self.sent.scale_out_out[:, row].any()
-        ):
+    def _weights_sent(self, row: int, layer: int) -> list[Item]:
+        """Weights of experts that others help with are sent to these, their gradients come back.
+
+        Known ahead, they travel under the layer's attention, forward and (where it takes longer) backward.
+        """
+        spread, size = self.outer.spread, self.outer.plan.ep
+        if spread is None or not spread.sent[:, row].any():
             return []
-        size = self.outer.plan.ep
-        there = Part("expert weights to helpers", "send", _over_ranks(self._sent("dispatch"), row, size))
-        back = Part("expert gradients from helpers", "send", _over_ranks(self._sent("combine"), row, size))
-        return [Link(there, back, "dispatch", everybody=True, hides_weight_gradient=False)]
+        there, back = (_over_ranks(each, row, size) for each in self.sent)
+        if spread.ahead:
+            hidden_s = self.outer.attention_s(layer)
+            there, back = (replace(e, seconds=np.maximum(e.seconds - hidden_s, 0.0)) for e in (there, back))
+        weights = Part("expert weights to helpers", "send", there)
+        gradients = Part("expert gradients from helpers", "send", back)
+        return [Link(weights, gradients, "dispatch", everybody=True, hides_weight_gradient=False)]
 
     @cached_property
-    def sent(self) -> PortTokens | None:
-        """Experts whose weights pass each port, each ``(draw, layer, rank)``."""
-        spread = self.outer.spread
-        return spread.sent_ports(np.asarray(self.outer.fabric.domain[self.ranks])) if spread else None
-
-    def _sent(self, phase: Phase) -> Estimate:
-        """Seconds of messages of whole experts, ``(draw, layer)``: weights there, gradients back."""
-        assert self.sent is not None
-        outer, there = self.outer, phase == "dispatch"
-        dtype = outer.dtypes.experts if there else outer.cost.gradient_dtype
-        fabric = outer.fabric
-        apart = replace(fabric, communication=replace(fabric.communication, exchange=MESSAGES))
-        load = Load(
-            phase=phase,
-            ports=self.sent if there else self.sent.transposed(),
-            row_bytes=self.moe.expert_parameters(outer.model.hidden_size)
-            * bytes_per_element(dtype)
-            / outer.plan.etp,
-            ranks=self.ranks,
-            tokens_per_rank=outer.local_tokens,
-            num_experts=self.moe.num_experts,
-            deduplicate="expert",
+    def sent(self) -> tuple[Estimate, Estimate]:
+        """Experts to helpers forward, their gradients back backward, each ``(draw, layer)``. [s]"""
+        outer = self.outer
+        assert outer.spread is not None
+        numbers = self.moe.expert_parameters(outer.model.hidden_size) / outer.plan.etp
+        weights, gradients = (
+            numbers * bytes_per_element(dtype) for dtype in (outer.dtypes.experts, outer.cost.gradient_dtype)
         )
-        return exchange(load, apart)[1]
+        return copies_s(outer.spread, weights, gradients, self.ranks, outer.fabric)
 
     def experts_of(self, row: int) -> Work:
         """Experts of one layer, ``(draw * member,)``."""
@@ -174,25 +161,20 @@ class MoeWork:
         whole = self.dispatch if phase == "dispatch" else self.combine
         return _over_ranks(whole, row, self.outer.plan.ep)
 
-    @cached_property
-    def width_bytes(self) -> float:
-        """Rows that ranks sharing an expert's width gather before it, and sum after it. [bytes]"""
-        return self.shared_tokens * self.moe.experts_per_token * self.outer.token_bytes
-
-    def width_exchange(self, phase: Phase) -> Estimate:
-        """Gathering those rows behind dispatch, or summing them before combine."""
-        outer = self.outer
-        collective = all_gather if phase == "dispatch" else reduce_scatter
-        return collective(self.width_bytes, outer.plan.etp_ranks(), outer.fabric)
-
     def _width_shared(self, experts: Piece) -> list[Item]:
         """Experts cut over ranks: tokens are gathered among these before, and summed after."""
-        outer = self.outer
-        if outer.plan.etp == 1:
+        plan, outer = self.outer.plan, self.outer
+        if plan.etp == 1:
             return [experts]
-        gather = Part("expert all-gather", "all_gather", self.width_exchange("dispatch"))
-        scatter = Part("expert reduce-scatter", "reduce_scatter", self.width_exchange("combine"))
-        use = ring_use(self.width_bytes, outer.plan.etp_ranks(), gather.estimate.seconds, outer.fabric)
+        copies = self.shared_tokens * self.moe.experts_per_token
+        payload_bytes, ranks = copies * outer.token_bytes, plan.etp_ranks()
+        gather = Part("expert all-gather", "all_gather", all_gather(payload_bytes, ranks, outer.fabric))
+        scatter = Part(
+            "expert reduce-scatter",
+            "reduce_scatter",
+            reduce_scatter(payload_bytes, ranks, outer.fabric),
+        )
+        use = ring_use(payload_bytes, ranks, gather.estimate.seconds, outer.fabric)
         before = Link(gather, scatter, "dispatch", everybody=False, hides_weight_gradient=False, use=use)
         return [before, experts, replace(before, forward=scatter, backward=gather)]
 

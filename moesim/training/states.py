@@ -62,9 +62,9 @@ class States:
     offload_fraction : float
         Share of the optimizer (states and update) that lives in host memory. [-]
     materialised_experts : float
-        ``fssdp``: foreign experts that a rank holds in a layer, on average. [-]
+        Foreign experts that a rank holds in a layer, on average (Hecate). [-]
     rematerialise : bool
-        ``fssdp``: these are dropped after a layer's forward pass and gathered again for its backward pass.
+        These are dropped after a layer's forward pass and gathered again for its backward pass.
     """
 
     sharding: str = "zero1"
@@ -129,8 +129,8 @@ def _problems(states: States) -> list[Problem]:
     if states.num_moments < 0:
         text = f"got {states.num_moments}; accepted: a whole number >= 0"
         problems.append(Problem("states.num_moments", text))
-    if states.materialised_experts < 0 or (states.materialised_experts and states.sharding != "fssdp"):
-        text = f"got {states.materialised_experts}; accepted: 0, or more with sharding 'fssdp'"
+    if states.materialised_experts < 0:
+        text = f"got {states.materialised_experts}; accepted: a number >= 0"
         problems.append(Problem("states.materialised_experts", text))
     return problems
 

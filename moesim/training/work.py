@@ -148,6 +148,12 @@ class LayerWork:
             self._attention[spec] = [before, *items, after] if before and after else items
         return self._attention[spec]
 
+    def attention_s(self, layer: int) -> float:
+        """Work of a layer's attention, forward. [s]"""
+        items = self._attention_items(self.model.layers[layer])
+        work = [one for item in items if isinstance(item, Piece) for one in item.work]
+        return float(sum(np.max(one.passes.forward.seconds) for one in work))
+
     def _context_parallel(self, spec: LayerSpec, piece: Piece) -> list[Item]:
         """What of the ring of keys and values is not hidden behind the attention kernel."""
         if self.plan.cp == 1:

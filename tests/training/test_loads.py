@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from moesim.model.spec import MoeSpec
 from moesim.network.traffic import routed_traffic
+from moesim.placement.splits.hecate import near_first
 from moesim.training.loads import balanced, group_load
 
 PORTS = ("scale_up_out", "scale_up_in", "scale_out_out", "scale_out_in")
@@ -62,3 +63,38 @@ def test_one_rank_sends_nothing():
     load = group_load(balanced(1, 8), moe, tokens_per_rank=10, domain=np.zeros(1, int), deduplicate="node")
     assert all(getattr(load.ports, name).sum() == 0 for name in PORTS)
     assert load.load.rows.item() == replace(moe).top_k * 10
+
+
+@pytest.mark.parametrize("deduplicate", ["expert", "rank", "node"])
+def test_near_copies_are_preferred_as_counted(deduplicate):
+    moe, each, ranks = MoeSpec(32, 4, 128), 512, 16
+    domain, rng = np.arange(ranks) // 4, np.random.default_rng(0)
+    held = np.zeros((32, ranks), np.bool_)
+    held[np.arange(32), np.arange(32) // 2] = True  # at home
+    held |= rng.random(held.shape) < 0.2
+    ids = drawn(moe, ranks * each, rng)
+    source = np.repeat(np.arange(ranks), each)
+    goes = np.empty_like(ids)
+    for token, rank in enumerate(source):
+        for slot, expert in enumerate(ids[token]):
+            copies = np.flatnonzero(held[expert])
+            near = copies[domain[copies] == domain[rank]]
+            goes[token, slot] = rank if held[expert, rank] else rng.choice(near if near.size else copies)
+    counted = routed_traffic(source, goes[:, None, :], domain, deduplicate).ports()
+    served = near_first(held, domain)
+    load = group_load(
+        balanced(1, 32),
+        moe,
+        tokens_per_rank=each,
+        domain=domain,
+        deduplicate=deduplicate,
+        served=served[None, None],
+        held=held[None, None],
+    )
+    # choices that go to one of several copies are not drawn without replacement, as the formula takes them
+    near = 0.01 if deduplicate == "expert" else 0.05
+    for name in PORTS:
+        assert getattr(load.ports, name).mean() == pytest.approx(getattr(counted, name).mean(), rel=near)
+    rows = np.bincount(goes.ravel(), minlength=ranks)
+    assert load.load.rows.reshape(ranks) == pytest.approx(rows, rel=0.06)
+    assert served.sum(axis=1) == pytest.approx(1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from moesim.placement.splits.hecate import materialise
 from moesim.training.papers import hecate, lsh
 from moesim.training.papers.tutel import best_degree, degrees, volumes
 
@@ -44,7 +45,7 @@ def test_routing_keeps_every_row() -> None:
     assert owned.sum(axis=0).tolist() == [1] * 16
     assert owned.sum(axis=1).tolist() == [2] * 8
     for hidden in (0, 3, 100):
-        held = hecate.materialise(owned, rows.sum(axis=0), hidden, 4, NODE)
+        held = materialise(owned, rows.sum(axis=0), hidden, 4, NODE)
         assert np.all(held >= owned)
         assert (held.sum(axis=1) - owned.sum(axis=1)).max() <= max(4, hidden if hidden <= 4 else 4)
         way = hecate.route(held, rows, NODE)

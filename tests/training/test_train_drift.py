@@ -2,6 +2,7 @@
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from moesim.scenario.train_drift import Drift, drifted, move_seconds, run_drift
 from moesim.scenario.train_search import common_of
 from moesim.scenario.training import build_training
 from moesim.scenario.training_routing import Windows
+from moesim.training.copies import copies_s
 from moesim.training.loads import group_load
 from moesim.training.spread import Spread
 from moesim.training.step import TrainStep
@@ -212,3 +214,47 @@ def test_what_cannot_drift_is_refused(sets, drift, field):
 def test_homes_and_helpers_that_training_does_not_have_are_refused(sets, words):
     with pytest.raises(InputError, match=words):
         built(*sets)
+
+
+HECATE = ("training.split.policy=hecate", "training.split.slots=4")
+
+
+def test_materialised_experts_even_loads_and_their_way_is_hidden_or_shown():
+    alone, helped = built(), built(*HECATE)
+    assert seconds(helped) < seconds(alone)
+    spread = helped.setup.work.spread
+    assert np.allclose(spread.served.sum(axis=-1), 1.0)
+    foreign = (spread.held & (spread.home[..., None] != np.arange(8))).sum(axis=-2)
+    assert foreign.max() == 4
+    again = built(*HECATE, "training.split.rematerialise=true")
+    assert seconds(again) == seconds(helped)  # inside a node all of it hides under attention
+    one, two = (t.ledger.parts["gathered weights"].max() for t in (helped, again))
+    expert = 3 * 2048 * 768 * 2
+    assert one == 4 * 4 * expert  # four layers of a stage
+    assert two == 4 * 2 * expert  # the two at work
+
+
+def test_an_expert_enters_a_domain_once():
+    home = np.array([[0, 1, 2, 3]])
+    held = home[..., None] == np.arange(4)
+    held[0, 0] = True  # everywhere
+    held[0, 1, 0] = True  # a neighbour's
+    spread = Spread(held / held.sum(axis=-1, keepdims=True), home, held[None])
+    assert spread.entering(np.array([0, 0, 1, 1])).tolist() == [[1.0]]
+    assert spread.entering(np.arange(4)).tolist() == [[1.0]]
+    assert spread.sent[0, 0].tolist() == [[0, 1, 1, 1], [1, 0, 0, 0], [0] * 4, [0] * 4]
+
+
+def test_copies_that_stay_are_sent_once_a_step():
+    helped = built(*HECATE).setup.work.spread
+    assert helped.passes_share == 1 / 2  # 32 sequences, two each on eight replicas
+    spread = replace(helped, passes_share=1.0)
+    work = replace(built(*HECATE).setup.work, spread=spread)
+    ranks, fabric = work.plan.ep_ranks(), work.fabric
+    whole, shared = (copies_s(s, 1e6, 2e6, ranks, fabric) for s in (spread, helped))
+    for one, part in zip(whole, shared, strict=True):
+        assert np.all(one.seconds > 0)
+        assert part.seconds == pytest.approx(one.seconds / 2)
+    there, back = copies_s(replace(helped, twice=True), 1e6, 2e6, ranks, fabric)
+    assert there.seconds == pytest.approx(whole[0].seconds)  # for every microbatch
+    assert back.seconds == pytest.approx(whole[0].seconds + whole[1].seconds)

@@ -36,43 +36,6 @@ def overlap_degree(idle_s: float, bandwidth_bytes_per_s: float, expert_bytes: fl
     return int(idle_s * bandwidth_bytes_per_s // expert_bytes)
 
 
-def materialise(owned: Holders, loads: Floats, hidden: int, slots: int, node: NDArray[np.int64]) -> Holders:
-    """Who holds which expert in a step: sparse all-gather of the loaded ones.
-
-    As many as other work hides go everywhere, if memory allows; else all slots are filled in order of load, a
-    copy a node in each round, on the device of the node with the most room.
-
-    Parameters
-    ----------
-    owned : ndarray, ``(device, expert)``
-        Where every expert lives.
-    loads : ndarray, ``(expert,)``
-        Predicted rows. [rows]
-    hidden : int
-        Experts whose move other work hides. [-]
-    slots : int
-        Foreign experts that fit on a device. [-]
-    node : ndarray of int, ``(device,)``
-    """
-    order = np.argsort(-loads, kind="stable")
-    held = owned.copy()
-    if hidden <= slots:
-        held[:, order[:hidden]] = True
-        return held
-    room = np.full(len(node), slots)
-    while True:
-        before = room.sum()
-        for expert in order:
-            for one in np.unique(node):
-                open_to = np.where((node == one) & ~held[:, expert], room, 0)
-                device = int(open_to.argmax())
-                if open_to[device]:
-                    held[device, expert] = True
-                    room[device] -= 1
-        if room.sum() in (0, before):
-            return held
-
-
 def route(held: Holders, rows: Floats, node: NDArray[np.int64]) -> Routed:
     """Rows of every device to itself, else evenly over holders of its node, else over all holders.
 

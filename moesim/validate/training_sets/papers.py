@@ -10,6 +10,7 @@ import numpy as np
 from moesim.evidence import rng_for
 from moesim.files import Tree
 from moesim.hardware.load import load_cluster
+from moesim.placement.splits.hecate import materialise
 from moesim.training.overlaps import span_s, triple_overlaps
 from moesim.training.papers import hecate, lsh
 from moesim.units import MS
@@ -175,7 +176,7 @@ class _Skewed:
             rows = np.tile(loads[step] * self.even.rows, (self.devices, 1))
             plain = hecate.route(self.home, rows, self.node)
             ways = [
-                hecate.route(hecate.materialise(one, predicted, hidden, slots, self.node), rows, self.node)
+                hecate.route(materialise(one, predicted, hidden, slots, self.node), rows, self.node)
                 for one in (owned, self.home)
             ]
             times = [self.seconds(way) for way in (plain, *ways)]
