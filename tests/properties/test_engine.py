@@ -24,8 +24,8 @@ from moesim.engine.critical_path import critical_path, path_parts
 from moesim.engine.events import simulate
 from moesim.engine.spans import ABSENT
 
-MANY = settings(max_examples=150, deadline=None)
-FEW = settings(max_examples=40, deadline=None)
+MANY = settings(max_examples=150)
+FEW = settings(max_examples=40)
 
 
 @st.composite

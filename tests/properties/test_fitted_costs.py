@@ -33,7 +33,7 @@ def test_shipped_fits_are_used():
 
 
 @given(st.lists(st.tuples(TOKENS, st.integers(1, 200), TOKENS), min_size=1, max_size=5))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_batch_is_its_elements(shapes):
     batch = [np.array(column, dtype=float) for column in zip(*shapes, strict=True)]
     for together, *alone in zip(ops(*batch), *(ops(*map(float, shape)) for shape in shapes), strict=True):
@@ -44,7 +44,7 @@ def test_a_batch_is_its_elements(shapes):
 
 
 @given(COUNTS, st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_which_expert_is_busy_does_not_matter(counts, random):
     shuffled = list(counts)
     random.shuffle(shuffled)
@@ -55,7 +55,7 @@ def test_which_expert_is_busy_does_not_matter(counts, random):
 
 
 @given(COUNTS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_twice_the_tokens_never_take_less_nor_much_more_than_twice(counts):
     load = ExpertLoad.of(np.array([counts, [2 * c for c in counts]]))
     once, twice = COST.experts(EXPERTS, load).seconds
@@ -64,7 +64,7 @@ def test_twice_the_tokens_never_take_less_nor_much_more_than_twice(counts):
 
 
 @given(TOKENS, TOKENS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_more_context_is_never_faster(left, right):
     short, long = sorted((left, right))
     for a, b in zip(ops(64.0, 32.0, float(short))[2:], ops(64.0, 32.0, float(long))[2:], strict=True):
@@ -73,7 +73,7 @@ def test_more_context_is_never_faster(left, right):
 
 
 @given(TOKENS, st.integers(1, 200), TOKENS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_sigma_is_a_sigma(rows, sequences, context):
     for op in ops(float(rows), float(sequences), float(context)):
         assert 0.02 <= COST.op(op).sigma < 2.0

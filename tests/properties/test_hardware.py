@@ -62,7 +62,7 @@ def test_unbroken_descriptions_load(base):
 
 
 @given(st.sampled_from([WHOLE, OVERRIDE]), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_broken_descriptions_are_input_errors(base, data):
     broken = put(base, data.draw(st.sampled_from(list(places(base)))), data.draw(JUNK))
     try:
@@ -74,7 +74,7 @@ def test_broken_descriptions_are_input_errors(base, data):
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_resolving_twice_changes_nothing(data):
     broken = put(OVERRIDE, data.draw(st.sampled_from(list(places(OVERRIDE)))), data.draw(JUNK))
     try:

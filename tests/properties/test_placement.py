@@ -102,7 +102,7 @@ def known(problem, seed=0):
 
 
 @given(problems(), st.sampled_from(placement_methods.names()), st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_valid_and_conserving(problem, name, seed):
     params = QUICK_ILP if name == "ilp" else QUICK.get(name, {})
     solution = solve(name, known(problem), seed, **params)
@@ -118,7 +118,7 @@ def test_valid_and_conserving(problem, name, seed):
 
 
 @given(problems(), st.sampled_from(["even", "solved"]))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_ilp_at_most_swaps_at_most_eplb(problem, split):
     eplb = largest(problem, solve("eplb", problem).placement)
     swaps = largest(problem, solve("eplb_swaps", problem).placement)
@@ -128,7 +128,7 @@ def test_ilp_at_most_swaps_at_most_eplb(problem, split):
 
 
 @given(small_problems)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_ilp_is_the_optimum_of_small_problems(problem):
     best = smallest_possible(problem)
     solution = solve("ilp", problem, **EXACT_ILP)
@@ -139,7 +139,7 @@ def test_ilp_is_the_optimum_of_small_problems(problem):
 
 
 @given(tiny_problems)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_solved_shares_do_at_least_as_well_as_even_ones(problem):
     shares = solve("ilp", problem, split="solved", **EXACT_ILP)
     found = largest(problem, shares.placement)[0]
@@ -149,7 +149,7 @@ def test_solved_shares_do_at_least_as_well_as_even_ones(problem):
 
 
 @given(tiny_problems, st.integers(0, 2**32 - 1))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_names_of_experts_do_not_matter(problem, seed):
     renamed = np.random.default_rng(seed).permutation(problem.num_experts)
     other = Problem(problem.loads[:, renamed], problem.num_ranks, problem.slots_per_rank)
@@ -160,7 +160,7 @@ def test_names_of_experts_do_not_matter(problem, seed):
 
 
 @given(problems(), st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_names_of_ranks_do_not_matter(problem, seed):
     placed = solve("random", problem, 1).placement
     order = np.random.default_rng(seed).permutation(problem.num_ranks)
@@ -174,7 +174,7 @@ def test_names_of_ranks_do_not_matter(problem, seed):
 
 
 @given(problems(), st.booleans(), st.integers(0, 3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_renumbering_keeps_loads_and_never_moves_more(problem, has_nodes, seed):
     start = solve("linear", problem).placement
     placed = solve("random", problem, seed).placement
@@ -196,7 +196,7 @@ def test_renumbering_keeps_loads_and_never_moves_more(problem, has_nodes, seed):
 
 
 @given(problems(), st.floats(0.01, 100))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_more_traffic_scales_the_objective(problem, factor):
     placed = solve("greedy", problem).placement
     before, after = evaluate(problem.loads, placed), evaluate(problem.loads * factor, placed)
@@ -218,7 +218,7 @@ single_problems = problems(max_experts=6, max_layers=1, max_ranks=3).filter(
 
 
 @given(single_problems, st.integers(0, 2**32 - 1))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_named_programs_are_the_optimum_of_small_problems(problem, seed):
     rng = np.random.default_rng(seed)
     problem = dataclasses.replace(known(problem, seed), speeds=rng.uniform(0.5, 2, problem.num_ranks))
@@ -240,7 +240,7 @@ def test_named_programs_are_the_optimum_of_small_problems(problem, seed):
 
 
 @given(single_problems, st.integers(0, 2**32 - 1))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_robust_program_is_the_optimum_of_small_problems(problem, seed):
     problem = known(problem, seed)
     where = assignments(problem)[:, :, None] == np.arange(problem.num_ranks)
@@ -251,7 +251,7 @@ def test_robust_program_is_the_optimum_of_small_problems(problem, seed):
 
 
 @given(st.integers(2, 3), st.integers(1, 2), st.integers(0, 2**32 - 1))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_affinity_lies_between_brute_force_and_its_bound(ranks, slots, seed):
     rng = np.random.default_rng(seed)
     pairs = rng.integers(0, 9, (1, ranks * slots, ranks * slots)).astype(float)
@@ -266,7 +266,7 @@ def test_affinity_lies_between_brute_force_and_its_bound(ranks, slots, seed):
 
 
 @given(problems(), st.integers(0, 2**32 - 1))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_descent_only_improves_and_keeps_its_cap(problem, seed):
     problem = known(problem, seed)
     rng = np.random.default_rng(seed)

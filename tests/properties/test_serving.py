@@ -186,7 +186,7 @@ def routed(service):
     return [[e.moves, *(float(e.series.column(n).sum()) for n in e.series.names)] for e in found]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(services())
 def test_lazy_is_naive(setting):
     service, lazy = play(Instance, setting)
@@ -209,7 +209,7 @@ def test_lazy_is_naive(setting):
     assert routed(service) == [pytest.approx(sums, rel=1e-9) for sums in routed(oracle)]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(services())
 def test_nothing_is_lost_or_made_up(setting):
     flow, specs, _, changes = setting

@@ -47,7 +47,7 @@ def filled(links, capacity, limit):
 
 
 @given(graphs())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_rates_equal_plain_progressive_filling(graph):
     links, capacity, limit = graph
     rates = max_min_rates(Paths.of(links), capacity, limit=limit)
@@ -55,7 +55,7 @@ def test_rates_equal_plain_progressive_filling(graph):
 
 
 @given(graphs())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_no_link_carries_more_than_it_can_and_every_flow_has_a_reason_to_stop(graph):
     links, capacity, limit = graph
     paths = Paths.of(links)
@@ -72,7 +72,7 @@ def test_no_link_carries_more_than_it_can_and_every_flow_has_a_reason_to_stop(gr
 
 
 @given(graphs(), st.integers(1, 4))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_class_is_as_many_equal_flows(graph, copies):
     links, capacity, limit = graph
     single = max_min_rates(Paths.of(links), capacity, limit=limit, weight=np.full(len(links), float(copies)))
@@ -81,7 +81,7 @@ def test_a_class_is_as_many_equal_flows(graph, copies):
 
 
 @given(graphs())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_fluid_makespan_is_at_least_the_busiest_link_and_everything_is_moved(graph):
     links, capacity, amount = graph
     paths = Paths.of(links)

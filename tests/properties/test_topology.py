@@ -77,7 +77,7 @@ ALL_KINDS = ("rail_optimised", "fat_tree", "fat_tree_3", "dragonfly", "torus")
 
 
 @given(clusters(ALL_KINDS), generators)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_link_bytes_of_every_network_equal_the_sum_over_pairs(cluster, rng):
     ports = cluster.num_nodes * cluster.node.num_rails
     dead = {} if cluster.node.num_rails < 2 else {int(rng.integers(ports)): 0.0}
@@ -90,7 +90,7 @@ def test_link_bytes_of_every_network_equal_the_sum_over_pairs(cluster, rng):
 
 
 @given(clusters(ALL_KINDS), st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_paths_of_every_network_hang_together(cluster, data):
     """Each of a pair's equal paths leads from one rank to the other, link by link of the graph."""
     topology = Topology.of(cluster)
@@ -172,7 +172,7 @@ def test_no_route_is_told():
 
 
 @given(clusters(), generators)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_link_bytes_equal_the_sum_over_pairs(cluster, rng):
     topology = Topology.of(cluster)
     traffic = rng.integers(0, 1000, (topology.num_ranks, topology.num_ranks))
@@ -180,7 +180,7 @@ def test_link_bytes_equal_the_sum_over_pairs(cluster, rng):
 
 
 @given(clusters(), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_path_is_the_shortest_through_the_own_ports(cluster, data):
     topology = Topology.of(cluster)
     links = graph(cluster)
@@ -199,7 +199,7 @@ def test_path_is_the_shortest_through_the_own_ports(cluster, data):
 
 
 @given(clusters(), generators)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_leaves_arrives(cluster, rng):
     topology = Topology.of(cluster)
     traffic = rng.integers(0, 1000, (topology.num_ranks, topology.num_ranks))
@@ -213,7 +213,7 @@ def test_what_leaves_arrives(cluster, rng):
 
 
 @given(clusters(), generators)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_leading_axes_and_fewer_ranks(cluster, rng):
     topology = Topology.of(cluster)
     size = int(rng.integers(1, topology.num_ranks + 1))

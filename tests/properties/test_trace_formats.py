@@ -65,7 +65,7 @@ def hints_of(trace):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_round_trip(name, data):
     trace = data.draw(traces(name))
@@ -95,7 +95,7 @@ def test_round_trip(name, data):
 
 
 @pytest.mark.parametrize("name", ["moesim", "tensorrt_llm"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 9), st.integers(0, 99))
 def test_counts_round_trip(name, steps, layers, experts, seed):
     values = np.random.default_rng(seed).integers(1, 50, (steps, layers, experts))
@@ -139,7 +139,7 @@ def mutated(content, data):
 
 
 @pytest.mark.parametrize("name", PLAIN)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_broken_files_are_input_errors(name, data):
     """Either the file still says something valid, or an InputError; nothing else ever escapes."""
@@ -183,7 +183,7 @@ def gguf(name="blk.0.ffn_down_exps.weight.counts", experts=4):
     return head + b"\0" * (-len(head) % 32) + np.arange(experts, dtype="<f4").tobytes()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_broken_importance_matrices_are_input_errors(data):
     form = formats.build("llama_imatrix")
@@ -194,7 +194,7 @@ def test_broken_importance_matrices_are_input_errors(data):
         survives(lambda p: form.read(p, Hints("m")), path, mutated(gguf(), data))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_broken_parquet_is_an_input_error(data):
     arrow = pytest.importorskip("pyarrow")
@@ -212,14 +212,14 @@ def test_broken_parquet_is_an_input_error(data):
 SHIPPED = Path(__file__).resolve().parents[2] / "traces" / "matched" / "tiny_olmoe_matched.json"
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_broken_parameters_are_input_errors(data):
     with tempfile.TemporaryDirectory() as folder:
         survives(read_parameters, Path(folder) / "p.json", mutated(SHIPPED.read_bytes(), data))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_broken_counts_are_input_errors(data):
     counts = ExpertCounts(TraceInfo("m", 3, (1, 2)), np.arange(6).reshape(1, 2, 3))
@@ -232,7 +232,7 @@ READERS = sorted(name for name, _ in formats.items())
 
 
 @pytest.mark.parametrize("name", READERS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.binary(max_size=80), st.sampled_from([".npy", ".npz", ".json", ".jsonl", ".safetensors", ".gguf"]))
 def test_noise_is_an_input_error(name, noise, suffix):
     if name == "sglang":

@@ -46,7 +46,7 @@ def brute_force(source, destination, domain, deduplicate):
     return up, out
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(routed(), st.sampled_from(["expert", "rank", "node"]))
 def test_traffic_equals_brute_force(case, deduplicate):
     source, destination, domain = case
@@ -56,7 +56,7 @@ def test_traffic_equals_brute_force(case, deduplicate):
     np.testing.assert_array_equal(traffic.scale_out, out)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(routed())
 def test_deduplication_never_adds_bytes_between_nodes(case):
     source, destination, domain = case
@@ -66,7 +66,7 @@ def test_deduplication_never_adds_bytes_between_nodes(case):
     assert crossing[0] >= crossing[1] >= crossing[2]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(routed(), st.sampled_from(["expert", "rank", "node"]))
 def test_what_is_sent_is_received_and_comes_back(case, deduplicate):
     source, destination, domain = case

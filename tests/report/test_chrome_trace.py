@@ -52,7 +52,7 @@ def test_odd_picoseconds_do_not_make_neighbours_overlap(tmp_path, to_int):
         assert all(after[0] == before[1] for before, after in zip(spans, spans[1:], strict=False))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(program=stream_programs(resources=True))
 def test_no_track_of_any_program_overlaps(program, tmp_path_factory):
     scaled = durations_ps(program).scaled(7_919)  # nanoseconds and picoseconds both matter

@@ -39,7 +39,7 @@ def brute_force_hits(wanted, size, victim):
     return hits
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10**6), st.integers(2, 8), st.sampled_from(POLICIES), st.floats(0, 0.4))
 def test_nothing_beats_belady(seed, slots, name, empty):
     wanted = demand(seed, empty=empty)

@@ -166,7 +166,7 @@ def test_an_exchange_that_does_not_apply_is_told():
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_uneven_all_to_all_ends_with_its_busiest_link(seed):
     rng = np.random.default_rng(seed)
     topology = Topology.of(load_cluster("l40s_x32_oversubscribed"))
@@ -197,7 +197,7 @@ def test_sparse_gather_of_everything_is_dense_and_of_nothing_free():
 
 
 @given(st.integers(0, 2**32 - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_non_negative_least_squares_meets_its_conditions(seed):
     rng = np.random.default_rng(seed)
     design, target = rng.normal(size=(12, 5)), rng.normal(size=12)

@@ -18,7 +18,7 @@ def routes(kinds, layers=2, experts=6):
     ).copy()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.sampled_from(batchers.names()), st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 9)
 )

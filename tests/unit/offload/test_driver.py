@@ -85,7 +85,7 @@ MACHINES = {
 """Machines beside the plain one: what each adds to it."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(executors.names()),

@@ -80,7 +80,7 @@ def test_requests_that_were_held_are_not_lost_with_their_instance():
     assert sum(done.retries) == 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.booleans(), st.integers(2, 12), st.integers(1, 3), st.integers(0, 2**16))
 def test_every_request_ends_and_waits_no_longer_than_the_interval(every, gathers, clients, ranks, seed):
     rng = rng_for(seed, "holding")

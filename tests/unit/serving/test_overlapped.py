@@ -53,7 +53,7 @@ def by_turns(layers, beside, dispatch, experts, combine):
     return total + hidden
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 9), st.lists(st.integers(0, 900), min_size=4, max_size=4))
 def test_two_batches_take_turns(layers, microseconds):
     each = [n * US for n in microseconds]

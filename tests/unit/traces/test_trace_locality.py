@@ -79,7 +79,7 @@ def stream(rng, tokens=40, experts=9, top_k=2):
     return [sorted(rng.choice(experts, top_k, replace=False).tolist()) for _ in range(tokens)]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(streams, st.integers(2, 8))
 def test_caches_against_plain_sets(rng, size):
     ids = stream(rng)
