@@ -73,8 +73,11 @@ class LazyGroup(TyperGroup):
 
 def _built(name: str, module: Any) -> Any:
     if hasattr(module, "app"):
-        group = get_command(module.app)
+        group: Any = get_command(module.app)
         group.name = name
+        for command in group.commands.values():
+            # whole: what is derived from the help is cut in the middle of a sentence
+            command.short_help = (command.help or "").partition("\n")[0]
         return group
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
     single.command(name=name, help=COMMANDS[name])(module.command)

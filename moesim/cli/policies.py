@@ -55,7 +55,7 @@ def _import_registries() -> None:
 
 
 def _summary(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").splitlines()[0]
+    return (inspect.getdoc(cls) or "").splitlines()[0].replace("``", "")
 
 
 def _parameters(cls: Any) -> dict[str, Any]:
