@@ -202,7 +202,6 @@ def _check_overlap(section: TrainingSection, plan: TrainPlan, schedule: Schedule
     wrong = {
         "training.schedule": schedule.pairs and "one without pairs, which hide the same exchanges",
         "plan.ep": plan.ep == 1 and "at least 2, for there is no exchange",
-        "plan.etp": plan.etp > 1 and "1, for experts that are cut over ranks have exchanges inside",
         "training.delayed_weight_gradient": section.delayed_weight_gradient and "false",
     }
     problems = [

@@ -99,13 +99,13 @@ def _demand(
     )
 
 
-def _helped(setup: TrainSetup, plan: TrainPlan) -> dict[int, float]:
-    """Experts of others on each layer's fullest rank; under another plan nobody is known to help."""
+def _helped(setup: TrainSetup, plan: TrainPlan) -> dict[int, NDArray[np.float64]]:
+    """Experts of others on each rank of a group, by layer; under another plan nobody is known to help."""
     spread = setup.work.spread
     if spread is None or (plan.ep, plan.etp) != (setup.work.plan.ep, setup.work.plan.etp):
         return {}
-    most = spread.sent.sum(axis=-2).max(axis=(0, -1))
-    return {layer: float(count) for layer, count in zip(setup.model.moe_layers, most, strict=True) if count}
+    counts = spread.sent.sum(axis=-2).mean(axis=0)
+    return {layer: own for layer, own in zip(setup.model.moe_layers, counts, strict=True) if own.any()}
 
 
 def _overload(setup: TrainSetup) -> NDArray[np.float64]:

@@ -79,9 +79,9 @@ class Demand:
         Sequences of a microbatch in each attention replica, and their length. [-], [tokens]
     expert_overload : ndarray, ``(stage,)``
         Token copies of the stage's most loaded expert rank over the mean, or the capacity factor. [-]
-    helped : mapping of int to float
-        Experts of others that the fullest rank helps with, by layer: their weights stay until the backward
-        pass, which returns their gradients. [-]
+    helped : mapping of int to ndarray, ``(rank,)``
+        Experts of others that each rank of a group helps with, by layer, mean of microbatches: their weights
+        stay until the backward pass, which returns their gradients (NousResearch/torchtitan, llep). [-]
     mtp : bool
         Multi-token prediction modules are trained too, on the last part.
     inner_dtype : str
@@ -104,7 +104,7 @@ class Demand:
     micro_batch_size: int
     sequence_length: int
     expert_overload: ArrayLike = 1.0
-    helped: Mapping[int, float] = field(default_factory=dict)
+    helped: Mapping[int, NDArray[np.float64]] = field(default_factory=dict)
     mtp: bool = False
     inner_dtype: str = ""
     loss_fp32: bool = True
@@ -141,10 +141,12 @@ class Demand:
             self._saved[key] = saved_tensors(layer, self.model.hidden_size, *key[1:], self.inner_dtype)
         return self._saved[key]
 
-    def helped_parameters(self, index: int) -> float:
-        """Of the experts that a rank helps with in a layer. [-]"""
-        count, moe = self.helped.get(index, 0.0), self.model.layers[index].moe
-        return count * moe.expert_parameters(self.model.hidden_size) / self.plan.etp if count and moe else 0.0
+    def helped_parameters(self, layers: Sequence[int]) -> float:
+        """Of the experts that the fullest rank helps with in some layers. [-]"""
+        hidden, etp = self.model.hidden_size, self.plan.etp
+        own = [(self.helped[i], self.model.layers[i].moe) for i in layers if i in self.helped]
+        sizes = [count * moe.expert_parameters(hidden) / etp for count, moe in own if moe is not None]
+        return float(np.sum(sizes, axis=0).max()) if sizes else 0.0
 
     def layers(self, part: int) -> list[LayerSpec]:
         """Layers of a part, those of multi-token prediction behind the others."""
@@ -337,7 +339,7 @@ def _activations(demand: Demand, part: int, overload: float) -> tuple[float, flo
         dense += widths * rows * model.hidden_size * wide
     # an exchange that is run again sends the weights again
     stays = [i for at, i in enumerate(demand.layout[part]) if not recompute.reruns("dispatch", at)]
-    helped = sum(demand.helped_parameters(index) for index in stays)
+    helped = demand.helped_parameters(stays)
     return dense, experts, helped * bytes_per_element(demand.dtypes.experts)
 
 
@@ -352,7 +354,7 @@ def _layer_moment(demand: Demand, parts: Sequence[int], overload: float) -> dict
     kinds = {layer for part in parts for layer in demand.layers(part)}
     moments = [_layer_buffers(demand, layer, overload) for layer in kinds]
     fullest = max(moments, key=lambda moment: sum(moment.values()), default={})
-    helped = max((demand.helped_parameters(i) for part in parts for i in demand.layout[part]), default=0.0)
+    helped = max((demand.helped_parameters([i]) for part in parts for i in demand.layout[part]), default=0.0)
     if helped:
         fullest["working buffers"] += helped * demand.states.gradient_bytes
     return fullest

@@ -161,20 +161,25 @@ class MoeWork:
         whole = self.dispatch if phase == "dispatch" else self.combine
         return _over_ranks(whole, row, self.outer.plan.ep)
 
+    @cached_property
+    def width_bytes(self) -> float:
+        """Rows that ranks sharing an expert's width gather before it, and sum after it. [bytes]"""
+        return self.shared_tokens * self.moe.experts_per_token * self.outer.token_bytes
+
+    def width_exchange(self, phase: Phase) -> Estimate:
+        """Gathering those rows behind dispatch, or summing them before combine."""
+        outer = self.outer
+        collective = all_gather if phase == "dispatch" else reduce_scatter
+        return collective(self.width_bytes, outer.plan.etp_ranks(), outer.fabric)
+
     def _width_shared(self, experts: Piece) -> list[Item]:
         """Experts cut over ranks: tokens are gathered among these before, and summed after."""
-        plan, outer = self.outer.plan, self.outer
-        if plan.etp == 1:
+        outer = self.outer
+        if outer.plan.etp == 1:
             return [experts]
-        copies = self.shared_tokens * self.moe.experts_per_token
-        payload_bytes, ranks = copies * outer.token_bytes, plan.etp_ranks()
-        gather = Part("expert all-gather", "all_gather", all_gather(payload_bytes, ranks, outer.fabric))
-        scatter = Part(
-            "expert reduce-scatter",
-            "reduce_scatter",
-            reduce_scatter(payload_bytes, ranks, outer.fabric),
-        )
-        use = ring_use(payload_bytes, ranks, gather.estimate.seconds, outer.fabric)
+        gather = Part("expert all-gather", "all_gather", self.width_exchange("dispatch"))
+        scatter = Part("expert reduce-scatter", "reduce_scatter", self.width_exchange("combine"))
+        use = ring_use(self.width_bytes, outer.plan.etp_ranks(), gather.estimate.seconds, outer.fabric)
         before = Link(gather, scatter, "dispatch", everybody=False, hides_weight_gradient=False, use=use)
         return [before, experts, replace(before, forward=scatter, backward=gather)]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from moesim.engine.program import Instruction, Meet, Part, Run
 from moesim.evidence import Estimate
-from moesim.network.exchanges.base import exchange_sms
+from moesim.network.exchanges.base import Phase, exchange_sms
 from moesim.steps.block import COMPUTE
 from moesim.training.backward import Passes
 from moesim.training.items import Overlapped
@@ -57,22 +57,34 @@ class Layer:
         self,
         policy: TripleOverlap,
         passes: Callable[[Passes], Estimate],
-        there: str,
-        back: str,
+        there: Phase,
+        back: Phase,
     ) -> tuple[Instruction, ...]:
         outer = self.moe.outer
         triple = Triple(
-            dispatch_s=self._exchange(there),
+            dispatch_s=self._exchange(there, "dispatch"),
             experts_s=lambda fraction: passes(self.moe.at(fraction).experts_of(self.row).passes),
-            combine_s=self._exchange(back),
+            combine_s=self._exchange(back, "combine"),
             group=np.repeat(np.arange(outer.num_draws), outer.plan.ep),
             num_sms=outer.num_units,
             exchange_sms=min(exchange_sms(outer.fabric), outer.num_units),
         )
         return tuple(policy.launch(triple))
 
-    def _exchange(self, phase: str) -> Curve:
-        return lambda fraction: self.moe.at(fraction).exchange_of(phase, self.row)
+    def _exchange(self, phase: Phase, way: Phase) -> Curve:
+        """An exchange of a fraction of the rows, with what ranks that share an expert's width add to it.
+
+        ``phase`` says who sends what, ``way`` whether it leads to the experts.
+        """
+
+        def seconds(fraction: float) -> Estimate:
+            part = self.moe.at(fraction)
+            exchange = part.exchange_of(phase, self.row)
+            if self.moe.outer.plan.etp == 1:
+                return exchange
+            return replace(exchange, seconds=exchange.seconds + part.width_exchange(way).seconds)
+
+        return seconds
 
 
 def _both(passes: Passes) -> Estimate:

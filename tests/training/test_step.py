@@ -138,8 +138,9 @@ def test_an_overlapped_expert_layer_hides_exchanges_under_any_schedule(overlap, 
     assert sum(row.seconds for row in hidden.breakdown) == pytest.approx(after, rel=1e-6)
 
 
-def test_one_chunk_is_no_overlap():
-    changes = {"training__graphs": "full"}
+@pytest.mark.parametrize("plan", [{"ep": 8, "pp": 2, "vpp": 2}, {"ep": 4, "etp": 2, "pp": 2, "vpp": 2}])
+def test_one_chunk_is_no_overlap(plan):
+    changes = {"training__graphs": "full", "plan": plan}
     plain = seconds(scenario(**changes))
     assert seconds(
         scenario(**changes, training__overlap={"policy": "chunked", "degree": 1})
@@ -158,7 +159,6 @@ def test_overlap_runs_again_where_everything_does():
     [
         ({"training__schedule": {"policy": "interleaved_pairs"}}, "training.schedule"),
         ({"plan": {"ep": 1, "pp": 2, "vpp": 2}}, "plan.ep"),
-        ({"plan": {"ep": 4, "etp": 2, "pp": 2, "vpp": 2}}, "plan.etp"),
         ({"training__delayed_weight_gradient": True}, "training.delayed_weight_gradient"),
         ({"training__overlap": {"policy": "chunkd"}}, "chunked"),
         ({"training__overlap": {"policy": "chunked", "degre": 2}}, "training.overlap"),
