@@ -100,9 +100,12 @@ def _demand(
 
 
 def _helped(setup: TrainSetup, plan: TrainPlan) -> dict[int, NDArray[np.float64]]:
-    """Experts of others on each rank of a group, by layer; under another plan nobody is known to help."""
+    """Experts of others on each rank of a group, by layer; under another plan nobody is known to help.
+
+    Copies that are known ahead are among the states instead: they stay for a step, or are gathered again.
+    """
     spread = setup.work.spread
-    if spread is None or (plan.ep, plan.etp) != (setup.work.plan.ep, setup.work.plan.etp):
+    if spread is None or spread.ahead or (plan.ep, plan.etp) != (setup.work.plan.ep, setup.work.plan.etp):
         return {}
     counts = spread.sent.sum(axis=-2).mean(axis=0)
     return {layer: own for layer, own in zip(setup.model.moe_layers, counts, strict=True) if own.any()}

@@ -232,6 +232,9 @@ def test_materialised_experts_even_loads_and_their_way_is_hidden_or_shown():
     expert = 3 * 2048 * 768 * 2
     assert one == 4 * 4 * expert  # four layers of a stage
     assert two == 4 * 2 * expert  # the two at work
+    # nobody counts them a second time: buffers follow the evener loads
+    before, after = alone.ledger.parts, helped.ledger.parts
+    assert all(after[name].max() <= before[name].max() for name in before)
 
 
 def test_an_expert_enters_a_domain_once():
