@@ -58,6 +58,10 @@ class KernelCost(Protocol):
         """Whether that duration holds the gather of the experts' rows and the sum of their results."""
         ...
 
+    def quantises(self, op: Gemm) -> bool:
+        """Whether the duration of a product holds the cast of its inputs to the weights' format."""
+        ...
+
 
 def compute_dtype(weight_dtype: str, activation_dtype: str, device: Device) -> str:
     """Datatype in which a GEMM multiplies.
@@ -128,6 +132,11 @@ class RooflineCost:
         del op
         return False
 
+    def quantises(self, op: Gemm) -> bool:
+        """No: the product alone."""
+        del op
+        return False
+
     def _bandwidth(self, family: str) -> float:
         fraction = self.efficiencies.families[family].bandwidth_fraction
         return self.device.main_memory.bandwidth_bytes_per_s * fraction
@@ -168,6 +177,11 @@ class FixedCost:
         return self._where(load.rows, FAMILY[type(op)])
 
     def permutes(self, op: GroupedExperts) -> bool:
+        """No."""
+        del op
+        return False
+
+    def quantises(self, op: Gemm) -> bool:
         """No."""
         del op
         return False

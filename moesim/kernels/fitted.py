@@ -17,7 +17,7 @@ from moesim.kernels.cost import FAMILY, KernelCost
 from moesim.kernels.fit_file import REGIMES, DeviceFits, Fit
 from moesim.kernels.forms.base import Machine, Parts
 from moesim.kernels.forms.families import FORMS, Form
-from moesim.kernels.forms.formats import attention_dtype
+from moesim.kernels.forms.formats import QUANTISES_INPUTS, attention_dtype
 from moesim.kernels.forms.regime import regime_index
 from moesim.kernels.histogram import ExpertLoad
 from moesim.kernels.measured import feature_columns
@@ -124,6 +124,11 @@ class FittedCost:
         """Whether the kernel was timed from tokens in their own order."""
         kernel = self._found("moe", "", op.weight_dtype)
         return self.fallback.permutes(op) if kernel is None else kernel.fit.permutes
+
+    def quantises(self, op: Gemm) -> bool:
+        """Whether the kernel was timed from inputs in 16 bits that it quantises itself."""
+        kernel = self._found("gemm", "", op.weight_dtype)
+        return self.fallback.quantises(op) if kernel is None else kernel.fit.dtype in QUANTISES_INPUTS
 
     def _prefill(self, op: AttentionPrefill) -> Estimate:
         columns = {

@@ -140,19 +140,24 @@ class TrainCost:
         )
         accumulate = MemoryBound("accumulate", self._accumulated_bytes(op.n * op.k * op.count))
         forward, back, weight = (self.kernels.op(o) for o in (op, by_input, by_weight))
-        cast = self._cast(op.rows * op.k * op.count, op.activation_dtype)
-        cast_back = self._cast(op.rows * op.n * op.count, op.activation_dtype)
+        cast = self._cast(op.rows * op.k * op.count, op)
+        cast_back = self._cast(op.rows * op.n * op.count, op)
         return Passes(_sum(forward, cast), _sum(back, cast_back), _sum(weight, self.kernels.op(accumulate)))
 
     def _accumulated_bytes(self, weights: float) -> float:
         """Beyond one write in the product's own format, which the product's cost holds already."""
         return weights * (2 * bytes_per_element(self.gradient_dtype) - bytes_per_element("bf16"))
 
-    def _cast(self, elements: float | np.ndarray, dtype: str) -> Estimate | None:
-        """Reads the wide array once, writes it narrow twice: along rows and along columns."""
+    def _cast(self, elements: float | np.ndarray, op: Gemm | GroupedExperts) -> Estimate | None:
+        """Reads the wide array once, writes it narrow twice: along rows and along columns.
+
+        Kernels that quantise their inputs hold all of that but the second copy.
+        """
         if not self.quantised:
             return None
-        return self.kernels.op(MemoryBound("cast", elements * (bytes_per_element(dtype) + 2.0)))
+        held = isinstance(op, Gemm) and self.kernels.quantises(op)
+        moved = 1.0 if held else bytes_per_element(op.activation_dtype) + 2.0
+        return self.kernels.op(MemoryBound("cast", elements * moved))
 
     def experts(self, op: GroupedExperts, load: ExpertLoad) -> Passes:
         """Passes of a grouped expert block for a histogram of tokens per expert, each ``(...)``.
@@ -162,7 +167,7 @@ class TrainCost:
         """
         forward = self.kernels.experts(op, load)
         elements = load.rows * (op.hidden + op.width)
-        cast = self._cast(elements, op.activation_dtype)
+        cast = self._cast(elements, op)
         weights = op.weights_per_expert * load.touched
         accumulate = self.kernels.op(MemoryBound("accumulate", self._accumulated_bytes(1) * weights))
         return Passes(_sum(forward, cast), _sum(forward, cast), _sum(forward, accumulate))
