@@ -15,7 +15,7 @@ from moesim.errors import InputError, Problem, did_you_mean
 
 PACKAGE = Path(__file__).resolve().parents[1]
 SUFFIXES = (".yaml", ".yml", ".json", ".safetensors")
-MOST_SHOWN = 24
+MOST_SHOWN = 40
 """Names that an error lists."""
 
 
