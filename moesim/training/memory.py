@@ -217,13 +217,14 @@ def _stage(demand: Demand, stage: int, activations: NDArray[np.float64]) -> dict
     held = {
         name: size for name, size in zip(HELD, activations.tolist(), strict=True) if size or name != HELPED
     }
+    over = dict.fromkeys(held, 0.0)
     if demand.first_step:
         held["optimizer"] = 0.0
     is_last = len(demand.layout) - 1 in parts
     moments = [
         held | _layer_moment(demand, parts, overload),
         held | ({"logits and loss": _loss(demand)} if is_last else {}),
-        dict.fromkeys(held, 0.0) | _update_moment(demand.states, updated),
+        over | _update_moment(demand.states, updated),
     ]
     return max((always | moment for moment in moments), key=lambda parts: sum(parts.values()))
 

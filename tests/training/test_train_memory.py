@@ -115,6 +115,12 @@ def test_first_step_has_no_states_beside_activations():
     assert first < later
 
 
+def test_first_update_makes_the_states():
+    # with one token the update is the fullest moment, of the first step too
+    first, later = (ledger("llama_3_1_8b", sequence_length=1, first_step=f).parts for f in (True, False))
+    assert first["optimizer"][0] == later["optimizer"][0] > 0
+
+
 def test_narrow_moments_are_cast_for_the_update():
     # nothing but the update is large here: one token
     states = States("none", gradients="bf16", master="remainder", moments="bf16")
