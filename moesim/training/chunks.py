@@ -28,7 +28,9 @@ from moesim.training.work import LayerWork
 HOST = "host"
 NEAR = "near"
 """Collectives of small groups of ranks that hold the same part of the work: a stream of their own."""
-STREAMS = (COMPUTE, COMM, NEAR, HOST)
+ARRIVED = "arrived"
+"""Nothing runs here: how far the exchanges were when the other pass of a pair has to wait for its own."""
+STREAMS = (COMPUTE, COMM, NEAR, ARRIVED, HOST)
 HOST_FAMILY = "host"
 
 Errors = Mapping[str, NDArray[np.float64]]
@@ -139,7 +141,9 @@ class ChunkTimes:
         """Two passes in turn: while one's tokens travel, the other computes.
 
         Only exchanges in which the whole group meets are hidden: Megatron-Core and DualPipe cut a layer at
-        these, and run what a small group exchanges in between as part of the work.
+        these, and run what a small group exchanges in between as part of the work. Delayed weight gradients
+        run as soon as their exchange is issued, beside the other pass's too (Megatron-Core,
+        model_chunk_schedule_plan.py).
         """
         bound = memory_share([*forward, *backward])
         instructions: list[Instruction] = []
@@ -149,10 +153,16 @@ class ChunkTimes:
                     instructions += self._work(block)
                     if block.link is not None and not block.link.everybody:
                         instructions += self._moved(block) + self._joined(block)
-                # the other pass's exchange is over before that pass computes again: wait, then issue
-                instructions.append(Wait(COMPUTE, on=COMM))
-                if phase and phase[-1].link is not None and phase[-1].link.everybody:
-                    instructions += self._moved(phase[-1], hidden=True, bound=bound)
+                last = phase[-1] if phase else None
+                if last is None or last.link is None or not last.link.everybody:
+                    instructions.append(Wait(COMPUTE, on=ARRIVED))
+                    continue
+                instructions += self._issued(last)
+                if last.beside:
+                    instructions.append(Run(COMPUTE, last.beside))
+                # the other pass computes again when its exchange, issued before this one, is over
+                instructions += [Wait(COMPUTE, on=ARRIVED), Wait(ARRIVED, on=COMM)]
+                instructions.append(Run(COMPUTE, (self._lent(last, bound),)))
         return [*instructions, Wait(COMPUTE, on=COMM)]
 
     def _work(self, block: Block) -> list[Instruction]:
@@ -171,26 +181,31 @@ class ChunkTimes:
         cost = Estimate(count * host.launch_s, HOST_FAMILY, host.grade, host.sigma)
         return Run(HOST, (Part("host launches", "cpu_compute", cost),))
 
-    def _moved(self, block: Block, *, hidden: bool = False, bound: float = 0.0) -> list[Instruction]:
-        """The exchange of a block and the work beside it, which misses what the exchange uses.
+    def _issued(self, block: Block) -> list[Instruction]:
+        """The exchange of a block, after the work before it."""
+        assert block.link is not None
+        assert block.moved is not None
+        counted: list[Instruction] = [Wait(HOST, on=COMPUTE)] if block.host_waits else []
+        if block.link.everybody:
+            return [*counted, Wait(COMM, on=COMPUTE), Meet(COMM, self._group, (block.moved,))]
+        return [*counted, Wait(NEAR, on=COMPUTE), Run(NEAR, (block.moved,))]
+
+    def _moved(self, block: Block) -> list[Instruction]:
+        """The exchange of a block and weight gradients beside it."""
+        issued = self._issued(block)
+        return [*issued, Run(COMPUTE, (*block.beside, self._lent(block)))] if block.beside else issued
+
+    def _lent(self, block: Block, bound: float = 0.0) -> Part:
+        """What work beside an exchange misses.
 
         Work that arithmetic bounds misses the multiprocessors, work that memory bounds (a share ``bound`` of
         all) the bytes.
         """
         assert block.link is not None
         assert block.moved is not None
-        counted: list[Instruction] = [Wait(HOST, on=COMPUTE)] if block.host_waits else []
-        stream = COMM if block.link.everybody else NEAR
-        exchange = (
-            Meet(COMM, self._group, (block.moved,)) if block.link.everybody else Run(NEAR, (block.moved,))
-        )
-        moved: list[Instruction] = [*counted, Wait(stream, on=COMPUTE), exchange]
-        if not (block.beside or hidden):
-            return moved
         estimate = block.moved.estimate
         missed_s = estimate.seconds * self._lent_fraction * (1 - bound) + block.link.memory_s * bound
-        lent = Part(LENT, "compute", replace(estimate, seconds=missed_s))
-        return [*moved, Run(COMPUTE, (*block.beside, lent))]
+        return Part(LENT, "compute", replace(estimate, seconds=missed_s))
 
     def _joined(self, block: Block) -> list[Instruction]:
         assert block.link is not None

@@ -128,6 +128,17 @@ def test_delayed_weight_gradients_run_beside_the_exchange():
     assert delayed >= split[0]
 
 
+def test_delayed_weight_gradients_lengthen_no_pair():
+    options = Options(deduplicate="node")
+    delayed = replace(options, delayed_weight_gradient=True)
+    for host in (LaunchCost(0.0), LaunchCost(2e-4)):
+        eager, late = (
+            float(seconds(times(work(options=one), host=host), Pass.PAIR, (3,))[0, 0])
+            for one in (options, delayed)
+        )
+        assert late <= eager
+
+
 def test_tensor_parallel_parts_are_gathered_and_scattered_among_themselves():
     plan = TrainPlan(tp=2, dp=8, ep=16)
     items = work(plan).layer(3)
