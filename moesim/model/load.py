@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moesim.errors import InputError, Problem, did_you_mean
 from moesim.files import Tree, read_tree, set_value
@@ -39,6 +40,14 @@ def load(name_or_path: str, *, field: str = "model", where: str = "") -> ModelSp
     return from_hf(*read_config(name_or_path, field=field, where=where))
 
 
+def unknown_in(config: Mapping[str, Any], key: str) -> str | None:
+    """What to say of a field that a configuration does not have; None where it may be given.
+
+    A configuration holds any key, so a misspelt one would change nothing in silence.
+    """
+    return None if key in config or key == BLOCK else unknown_field(key, list(config))
+
+
 def load_changed(name: str, assignments: Sequence[str], *, field: str = "model") -> ModelSpec:
     """Model whose configuration has other values, each as ``dotted.path=value``; published counts are gone.
 
@@ -51,8 +60,9 @@ def load_changed(name: str, assignments: Sequence[str], *, field: str = "model")
     tree, name = read_config(name, field=field)
     for assignment in assignments:
         key = assignment.partition("=")[0].strip().split(".")[0]
-        if key not in tree.data and key != BLOCK:
-            raise InputError([Problem(key, unknown_field(key, list(tree.data)), "--set")])
+        unknown = unknown_in(tree.data, key)
+        if unknown is not None:
+            raise InputError([Problem(key, unknown, "--set")])
         set_value(tree, assignment)
     return replace(from_hf(tree, name), published_total=None, published_active=None)
 

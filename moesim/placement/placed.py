@@ -194,6 +194,28 @@ def _map_problems(experts: NDArray[Any], num_experts: int, num_ranks: int) -> li
     )
 
 
+def serving(resident: NDArray[np.bool_], shares: Floats) -> Placement:
+    """Placement in which each rank has slots for what is resident there, as many on every rank.
+
+    Parameters
+    ----------
+    resident : ndarray of bool, ``(layers, experts, ranks)``
+        Where weights are.
+    shares : ndarray of float64, ``(layers, experts, ranks)``
+        Share of each expert's tokens on every rank, 0 where it is not. [-]
+    """
+    num_layers, num_experts, num_ranks = resident.shape
+    shape = (num_layers, num_ranks, int(resident.sum(axis=1).max()))
+    held, split = np.full(shape, EMPTY, np.int64), np.zeros(shape)
+    for layer in range(num_layers):
+        for rank in range(num_ranks):
+            here = np.flatnonzero(resident[layer, :, rank])
+            held[layer, rank, : here.size] = here
+            split[layer, rank, : here.size] = shares[layer, here, rank]
+    rows = (num_layers, -1)
+    return Placement(held.reshape(rows), num_experts, num_ranks, split.reshape(rows))
+
+
 def _expert_problems(placement: Placement) -> list[errors.Problem]:
     """Experts without slot, and shares that are negative or do not sum to one."""
     missing = np.argwhere(placement.copies == 0)

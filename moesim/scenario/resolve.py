@@ -12,10 +12,8 @@ from typing import Any
 
 from moesim.errors import InputError, Problem
 from moesim.files import Tree, find, read_tree, set_value, validated
-from moesim.files.tree import unknown_field
 from moesim.hardware.load import resolve_cluster
-from moesim.model.load import read_config
-from moesim.model.variant import BLOCK as VARIANT
+from moesim.model.load import read_config, unknown_in
 from moesim.scenario.schema import Scenario
 
 ROOM = "scenarios"
@@ -89,9 +87,9 @@ def _with_model(tree: Tree) -> tuple[Tree, str]:
         raise InputError([Problem("model", message, tree.where(("model",)))])
     config, name = read_config(given, field="model", where=tree.where(("model",)))
     unknown = [
-        Problem(f"model.{key}", unknown_field(key, list(config.data)), tree.where(("model", key)))
+        Problem(f"model.{key}", said, tree.where(("model", key)))
         for key in overrides
-        if key not in config.data and key != VARIANT
+        if (said := unknown_in(config.data, key)) is not None
     ]
     if unknown:
         raise InputError(unknown, source=tree.source)
@@ -102,10 +100,11 @@ def _with_model(tree: Tree) -> tuple[Tree, str]:
 
 
 def _check_known_model_field(tree: Tree, assignment: str) -> None:
-    """A config holds any key, so a misspelt override would change nothing in silence."""
+    """Raise if an override names a field that the model's configuration does not have."""
     keys = assignment.partition("=")[0].strip().split(".")
     model = tree.data.get("model")
     if keys[0] != "model" or len(keys) < 2 or not isinstance(model, dict):
         return
-    if keys[1] not in model and keys[1] != VARIANT:
-        raise InputError([Problem(".".join(keys), unknown_field(keys[1], list(model)), "--set")])
+    unknown = unknown_in(model, keys[1])
+    if unknown is not None:
+        raise InputError([Problem(".".join(keys), unknown, "--set")])

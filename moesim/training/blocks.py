@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moesim.engine.program import Instruction, Part
 from moesim.evidence import Estimate, Grade
@@ -208,6 +209,11 @@ def _merged(named: Iterable[tuple[str, Estimate | None]]) -> list[Part]:
 def _launched(piece: Piece) -> float:
     """Kernels that the host launches; a captured piece is one."""
     return 1.0 if piece.captured else sum(work.launches for work in piece.work) + piece.extra_launches
+
+
+def longer(parts: Iterable[Part], ratio: float | NDArray[np.float64]) -> tuple[Part, ...]:
+    """Parts that last so many times as long."""
+    return tuple(replace(p, estimate=replace(p.estimate, seconds=p.estimate.seconds * ratio)) for p in parts)
 
 
 def memory_share(blocks: Sequence[Block]) -> float:

@@ -17,7 +17,15 @@ from moesim.evidence import Estimate
 from moesim.metrics.breakdown import Share, path_breakdown
 from moesim.network.exchanges.base import exchange_sms
 from moesim.steps.block import COMM, COMPUTE
-from moesim.training.blocks import Block, LaunchCost, backward_blocks, forward_blocks, memory_share, phases
+from moesim.training.blocks import (
+    Block,
+    LaunchCost,
+    backward_blocks,
+    forward_blocks,
+    longer,
+    memory_share,
+    phases,
+)
 from moesim.training.crowd import Crowd
 from moesim.training.items import Item
 from moesim.training.overlaps.base import LENT
@@ -36,10 +44,6 @@ HOST_FAMILY = "host"
 Errors = Mapping[str, NDArray[np.float64]]
 Segments = Sequence[Sequence[Item]]
 """Items of a chunk, a layer each; embedding and head are segments of their own."""
-
-
-def _scaled(part: Part, ratio: NDArray[np.float64]) -> Part:
-    return replace(part, estimate=replace(part.estimate, seconds=part.estimate.seconds * ratio))
 
 
 class ChunkTimes:
@@ -125,7 +129,7 @@ class ChunkTimes:
         """The same pass where members of the group compute at a fraction of their rate, ``(member,)``."""
         ratio = 1.0 / np.tile(speed, self.work.num_draws)
         instructions = [
-            replace(i, parts=tuple(_scaled(part, ratio) for part in i.parts))
+            replace(i, parts=longer(i.parts, ratio))
             if isinstance(i, Run | Meet) and i.stream == COMPUTE
             else i
             for i in program.instructions

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moesim.engine.program import Instruction, Meet, Part, Run
+from moesim.engine.program import Instruction, Meet, Run
 from moesim.network.crowding import PortUse, speeds
 from moesim.steps.block import COMPUTE
-from moesim.training.blocks import Block, memory_share
+from moesim.training.blocks import Block, longer, memory_share
 
 Floats = NDArray[np.float64]
 
@@ -58,14 +58,14 @@ class Crowd:
             if not isinstance(one, Run | Meet):
                 return one
             return replace(
-                one, parts=_longer(one.parts, work_ratio if one.stream == COMPUTE else exchange_ratio)
+                one, parts=longer(one.parts, work_ratio if one.stream == COMPUTE else exchange_ratio)
             )
 
         return replace(
             block,
-            work=_longer(block.work, work_ratio),
-            beside=_longer(block.beside, work_ratio),
-            moved=None if block.moved is None else _longer([block.moved], exchange_ratio)[0],
+            work=longer(block.work, work_ratio),
+            beside=longer(block.beside, work_ratio),
+            moved=None if block.moved is None else longer([block.moved], exchange_ratio)[0],
             layer=tuple(instruction(one) for one in block.layer),
         )
 
@@ -93,13 +93,6 @@ def overlapped_s(alone_s: Floats, crowded_s: Floats, lost_s: Floats | float, col
     )
     shorter = alone_s + np.minimum(fraction, 1.0) * (crowded_s - alone_s)
     return np.maximum(shorter, np.where(collectives_s > advanced_s, collectives_s + lost_s, 0.0))
-
-
-def _longer(parts: Sequence[Part], ratio: float) -> tuple[Part, ...]:
-    return tuple(
-        replace(part, estimate=replace(part.estimate, seconds=part.estimate.seconds * ratio))
-        for part in parts
-    )
 
 
 def _exchanged_s(block: Block) -> float:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from moesim.network.traffic import near_copies
-from moesim.placement.placed import EMPTY, Floats, Placement
+from moesim.placement.placed import Floats, Placement, serving
 from moesim.placement.split_registry import Batch, Served, splits
 
 Holders = NDArray[np.bool_]
@@ -57,17 +57,7 @@ class Hecate:
             ]
         )
         shares = np.stack([near_first(copies, node) for copies in held])
-        shape = (placement.num_layers, placement.num_ranks, int(held.sum(axis=1).max()))
-        slots, split = np.full(shape, EMPTY, np.int64), np.zeros(shape)
-        for layer in range(placement.num_layers):
-            for rank in range(placement.num_ranks):
-                here = np.flatnonzero(held[layer, :, rank])
-                slots[layer, rank, : here.size] = here
-                split[layer, rank, : here.size] = shares[layer, here, rank]
-        rows = (placement.num_layers, -1)
-        served = Placement(
-            slots.reshape(rows), placement.num_experts, placement.num_ranks, split.reshape(rows)
-        )
+        served = serving(held, shares)
         return Served(served, served.slot_share[None], near_first=True, ahead=True, twice=self.rematerialise)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from moesim.placement.placed import EMPTY, Floats, Placement
+from moesim.placement.placed import Floats, Placement, serving
 from moesim.placement.split_registry import Batch, Served, splits
 
 
@@ -41,19 +41,7 @@ class Llep:
         shares = np.stack([piece / np.maximum(piece.sum(axis=1, keepdims=True), 1) for piece in pieces])
         idle = batch.total <= 0
         shares[idle] = placement.rank_share[idle]
-        resident = placement.resident | (shares > 0)
-        width = int(resident.sum(axis=1).max())
-        shape = (placement.num_layers, placement.num_ranks, width)
-        held, split = np.full(shape, EMPTY, np.int64), np.zeros(shape)
-        for layer in range(placement.num_layers):
-            for rank in range(placement.num_ranks):
-                here = np.flatnonzero(resident[layer, :, rank])
-                held[layer, rank, : here.size] = here
-                split[layer, rank, : here.size] = shares[layer, here, rank]
-        rows = (placement.num_layers, -1)
-        served = Placement(
-            held.reshape(rows), placement.num_experts, placement.num_ranks, split.reshape(rows)
-        )
+        served = serving(placement.resident | (shares > 0), shares)
         return Served(served, served.slot_share[None])
 
     def layer(self, tokens: Floats, native: Floats) -> Floats:
