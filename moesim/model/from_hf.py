@@ -52,6 +52,13 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
     InputError
         A field is missing or wrong, or the architecture is not understood; all problems at once.
     """
+    model = _as_published(tree, name)
+    variant = variant_of(tree)
+    return model if variant is None else varied(model, variant)
+
+
+def _as_published(tree: Tree, name: str) -> ModelSpec:
+    """Network without the what-if."""
     fields = ConfigFields(tree)
     family = FAMILIES.get(fields.model_type)
     if family is None:
@@ -74,7 +81,7 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
     if family is GENERIC and fields.model_type not in FAMILIES:
         published["source"] += f" (plain mapping: architecture {fields.model_type!r} is not known)"
     fields.check()
-    model = ModelSpec(
+    return ModelSpec(
         name or str(tree.data.get("_name_or_path") or fields.model_type),
         hidden,
         vocab,
@@ -85,8 +92,6 @@ def from_hf(tree: Tree, name: str = "") -> ModelSpec:
         stored_as=stored_as(fields),
         **published,
     )
-    variant = variant_of(tree)
-    return model if variant is None else varied(model, variant)
 
 
 def _generic_family(fields: ConfigFields) -> Family:

@@ -183,8 +183,9 @@ def _misfits(model: ModelSpec, variant: Variant) -> list[Problem]:
     grouped = all(isinstance(layer.attention, GroupedQueryAttention) for layer in model.layers)
     if variant.attention_experts > 1 and not grouped:
         note("attention_experts", variant.attention_experts, "a model of grouped-query attention only")
-    if model.has_encoder and variant.iterations > 1:
-        note("iterations", variant.iterations, "1 in an encoder-decoder model")
+    for name in ("iterations", "attention_experts"):
+        if model.has_encoder and getattr(variant, name) > 1:
+            note(name, getattr(variant, name), "1 in an encoder-decoder model")
     return problems
 
 

@@ -306,7 +306,7 @@ def _spread(
     homes = windows.homes or placement_under(scenario, model, plan, loads)
     section = scenario.training
     tokens = section.micro_batch_size * section.sequence_length / (plan.cp * plan.tp)
-    copies = tokens * plan.etp * plan.ep * model.top_k
+    copies = tokens * plan.etp * plan.ep * (model.mean_active_experts or model.top_k)
     return spread_of(scenario, plan, shares, copies, homes, _microbatches(scenario, plan))
 
 

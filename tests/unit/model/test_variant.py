@@ -14,6 +14,7 @@ from moesim.model.layer_ops import (
     plain_ffn_ops,
     router_ops,
 )
+from moesim.model.load import load_changed
 from moesim.model.ops import Gemm, Segment, Sharding
 from moesim.model.parameters import active_parameters, total_parameters, weight_bytes
 from moesim.model.row_memory import MemoryFfn
@@ -200,5 +201,14 @@ def test_what_a_model_lacks_cannot_vary():
         varied(load("llama_3_1_8b"), Variant(iterations=2))
     with pytest.raises(InputError, match="at most 8, the experts that a token may choose"):
         varied(BASE, Variant(mean_active_experts=9))
+    with pytest.raises(InputError, match="1 in an encoder-decoder model"):
+        varied(load("switch_base_8"), Variant(iterations=2))
     with pytest.raises(InputError, match="grouped-query attention only"):
         varied(load("deepseek_v2_lite"), Variant(attention_experts=2))
+
+
+def test_variants_of_encoder_decoder_models_are_read():
+    base, changed = load("switch_base_8"), load_changed("switch_base_8", ["variant.kept_width=0.5"])
+    assert changed.expert_widths == (base.expert_widths[0] // 2,)
+    with pytest.raises(InputError, match="unknown field; did you mean 'kept_width'"):
+        load_changed("switch_base_8", ["variant.kept_with=0.5"])
